@@ -76,8 +76,8 @@ class Manifest:
             ) from error
         if stated != manifest.fingerprint:
             raise ArtifactError(
-                f"the manifest states fingerprint {str(stated)[:12]}… but its entries give {manifest.fingerprint[:12]}…: "
-                "it was changed after it was written. Delete the artifact and make it again."
+                f"the manifest states fingerprint {str(stated)[:12]}… and its entries give {manifest.fingerprint[:12]}…, "
+                "so it was changed after it was written. Delete the artifact and make it again."
             )
         return manifest
 
@@ -135,7 +135,7 @@ def fingerprint(value: object) -> str:
 
 @contextlib.contextmanager
 def write_folder(path: Path | str, manifest: Manifest) -> Iterator[Path]:
-    """Yield a temporary sibling `NAME.partial-…` to fill; on success it gets the manifest and takes the place of `path`.
+    """Yield a temporary sibling `NAME.partial-…` to fill; on success it gets the manifest and takes `path`'s place.
 
     An older artifact of the same kind is replaced at the end. After an error nothing of the new one is left and the old
     one is untouched; what a killed process left is removed by the next writer.
@@ -247,7 +247,7 @@ def _library_versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the repository that tracks this very file: a package installed inside another repository has none."""
+    """The commit of the repository that tracks this very file; a copy installed inside another repository has none."""
     here = Path(__file__)
     for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
         try:
@@ -267,7 +267,8 @@ def _check_replaceable(path: Path, kind: str) -> None:
     found = read_manifest(path)
     if found is None:
         raise ArtifactError(
-            f"{path} is not empty and holds no {MANIFEST}, so it is not ours to replace. Choose another --out or empty it."
+            f"{path} is not empty and holds no {MANIFEST}, so it is not ours to replace. "
+            "Choose another --out, or empty it."
         )
     if found.kind != kind:
         raise ArtifactError(

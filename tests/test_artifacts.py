@@ -79,7 +79,9 @@ def test_whatever_decides_the_result_changes_the_fingerprint(change: dict[str, o
 
 
 def test_commit_libraries_and_time_do_not_change_the_fingerprint() -> None:
-    later = dataclasses.replace(manifest(), git_commit="f00", versions={"torch": "9"}, created="2099-01-01T00:00:00+00:00")
+    later = dataclasses.replace(
+        manifest(), git_commit="f00", versions={"torch": "9"}, created="2099-01-01T00:00:00+00:00"
+    )
     assert later.fingerprint == manifest().fingerprint
 
 
@@ -158,16 +160,22 @@ def test_an_error_leaves_the_older_artifact_and_nothing_else(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"disk full while writing .*sae"), write_folder(tmp_path / "sae", manifest()):
+    with (
+        pytest.raises(ArtifactError, match=r"disk full while writing .*sae"),
+        write_folder(tmp_path / "sae", manifest()),
+    ):
         Path("/dev/full").write_bytes(b"x")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_under_safetensors_is_the_same_error(tmp_path: Path) -> None:
-    seen_on_a_full_tmpfs = "Error while serializing: I/O error: No space left on device (os error 28)"
-    with pytest.raises(ArtifactError, match="disk full while writing"), write_file(tmp_path / "w.safetensors") as partial:
+    seen_on_a_full_disk = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with (
+        pytest.raises(ArtifactError, match="disk full while writing"),
+        write_file(tmp_path / "w.safetensors") as partial,
+    ):
         partial.write_text("half")
-        raise SafetensorError(seen_on_a_full_tmpfs)
+        raise SafetensorError(seen_on_a_full_disk)
     assert os.listdir(tmp_path) == []
 
 

@@ -1,0 +1,29 @@
+"""Fixtures for every floor, and the check of all shapes in signatures that every test runs under."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("sae_persona", "shape_checks.checked")  # before the first import of the package
+
+import pytest
+import torch
+
+from sae_persona.model.load import LoadedModel, load_model
+from sae_persona.persona_world.language import World
+from sae_persona.persona_world.models import SIZES, build_tokenizer, new_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """The world of seed 0."""
+    return World.draw(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(world: World, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """An untrained model of the world: d_model 32, 2 blocks, saved and loaded like any other."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    new_model(world, SIZES["tiny"], seed=0).save_pretrained(folder)
+    build_tokenizer(world).save_pretrained(folder)
+    return load_model(folder)
