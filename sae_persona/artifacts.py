@@ -76,8 +76,9 @@ class Manifest:
             ) from error
         if stated != manifest.fingerprint:
             raise ArtifactError(
-                f"the manifest states fingerprint {str(stated)[:12]}… and its entries give {manifest.fingerprint[:12]}…, "
-                "so it was changed after it was written. Delete the artifact and make it again."
+                f"the manifest states fingerprint {str(stated)[:12]}… and its entries give "
+                f"{manifest.fingerprint[:12]}…: it was changed after it was written. "
+                "Delete the artifact and make it again."
             )
         return manifest
 
