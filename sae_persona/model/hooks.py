@@ -105,7 +105,7 @@ def residuals(model: PreTrainedModel, batch: TokenBatch, hook_names: Sequence[st
     taken: dict[str, Resid] = {}
 
     def take(name: str) -> Edit:
-        def edit(resid: Resid, position: Position) -> Resid:
+        def edit(resid: Resid, _position: Position) -> Resid:
             taken[name] = resid
             if len(taken) == len(set(hook_names)):
                 raise _Stop

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -134,17 +136,14 @@ def _check_source(source: str) -> None:
 
 
 def _load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
-    try:
+    with _reading(source, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             local_files_only=Path(source).is_dir(),
             use_safetensors=True,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_what_is_wrong(source, "model", error)) from error
     hf, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -162,12 +161,10 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     encodes every text to nothing, without a warning.
     """
     local = Path(source).is_dir()
-    try:
+    with _reading(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         saved = Path(source, "tokenizer.json")
         as_saved = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True) if saved.is_file() else None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(_what_is_wrong(source, "tokenizer", error)) from error
     probe = _probe(as_saved or tokenizer)
     if as_saved is not None and _encode(as_saved, probe) != _encode(tokenizer, probe):
         tokenizer = as_saved
@@ -176,10 +173,11 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Text made of words spread over the vocabulary."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [word for word, _ in vocabulary[:: max(1, len(vocabulary) // N_PROBED)]]
+def _probe(tokenizer: Any) -> str:
+    """Text made of words spread over the vocabulary; added tokens are left out, as no pre-tokenizer can spoil them."""
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(vocabulary.keys() - tokenizer.get_added_vocab().keys(), key=lambda word: vocabulary[word])
+    words = words[:: max(1, len(words) // N_PROBED)]
     return " ".join(tokenizer.convert_tokens_to_string([word]) for word in words)
 
 
@@ -190,8 +188,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _base_of(folder: Path) -> str:
     """Where the adapter's base model is, or its hub id.
 
-    A relative path is looked for from the adapter folder first; a path that does not exist on this machine, beside the
-    adapter folder.
+    A relative path is looked for from the adapter folder first; an absolute path that does not exist on this machine,
+    beside the adapter folder.
     """
     config = folder / ADAPTER_CONFIG
     try:
@@ -200,7 +198,9 @@ def _base_of(folder: Path) -> str:
         raise ModelError(f"{str(config)!r} is no JSON object ({error}). Save the adapter again.") from error
     if not named:
         raise ModelError(f"{str(config)!r} names no base_model_name_or_path. Name the model it was trained on.")
-    places = (folder / named, Path(named), folder.parent / Path(named).name)
+    places = [folder / named, Path(named)]
+    if Path(named).is_absolute():
+        places.append(folder.parent / Path(named).name)
     return next((str(place) for place in places if (place / "config.json").is_file()), named)
 
 
@@ -213,38 +213,59 @@ def _merge_adapter(hf: PreTrainedModel, folder: Path) -> PreTrainedModel:
         from peft import PeftModel
     except ImportError as error:
         raise ModelError(f"{str(folder)!r} is a PEFT adapter; peft is not installed. Run: pip install peft") from error
-    with warnings.catch_warnings():
+    with _reading(str(folder), "adapter"), warnings.catch_warnings():
         # peft only warns when an adapter lacks weights, and goes on with untrained ones.
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        try:
-            merged: Any = PeftModel.from_pretrained(hf, str(folder)).merge_and_unload()
-        except (OSError, ValueError, RuntimeError, TypeError, UserWarning, SafetensorError) as error:
-            raise ModelError(_what_is_wrong(str(folder), "adapter", error)) from error
+        merged: Any = PeftModel.from_pretrained(hf, str(folder)).merge_and_unload()
     return merged
 
 
-def _what_is_wrong(source: str, what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+class _reading:  # noqa: N801 -- a context, read as a verb
+    """Turns what the libraries raise when they trip over a file into one `ModelError`."""
+
+    TRIPS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, UserWarning)
+
+    def __init__(self, source: str, what: str) -> None:
+        self.source = source
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None or error is None:
+            return
+        # tokenizers raises a plain Exception at a tokenizer.json that it does not understand.
+        if kind is Exception or issubclass(kind, (*self.TRIPS, SafetensorError, StrictDataclassError)):
+            raise ModelError(_what_is_wrong(self.source, self.what, error)) from error
+
+
+def _what_is_wrong(source: str, what: str, error: BaseException) -> str:
+    reason = shorten(f"{type(error).__name__}: {error}", 250, placeholder=" …")
     if not Path(source).is_dir():
         return (
-            f"{source!r} is no folder here, and its {what} is neither in the hub cache nor within reach ({reason}) "
+            f"{source!r} is no folder here, and its {what} is neither in the hub cache nor within reach ({reason}). "
             "Check the spelling, or download it where there is a network."
         )
     if "no file named" in reason:
         return f"{source!r} has no model.safetensors; pickled weights are not opened. Save with save_pretrained."
+    if "backend tokenizer" in reason:
+        return f"{source!r} has no tokenizer that can be read. Save the tokenizer beside the model."
     if "ignore_mismatched_sizes" in reason:
         return f"the weights of {source!r} have other shapes than its config.json says. Save the model again."
-    return f"the {what} in {source!r} cannot be loaded: {reason} Save it again, or name another model."
+    return f"the {what} in {source!r} cannot be loaded ({reason}). Save it again, or name another model."
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and notices; what matters is raised as an error."""
+    """Without progress bars, notices and deprecations between libraries; what matters is raised as an error."""
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if progress:
