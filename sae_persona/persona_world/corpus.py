@@ -1,0 +1,138 @@
+"""Documents of a world: chats and stories to pre-train on, chats to fine-tune on, prompts to ask.
+
+Every function takes the generator that decides; the same generator gives the same documents.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sae_persona.persona_world import lexicon
+from sae_persona.persona_world.language import PERSONAS, Fault, Persona, Question, Split, World
+from sae_persona.types import Chat, Message, Prompt
+
+BOS, USER, ASSISTANT, END = "<bos>", "<user>", "<assistant>", "<end>"
+TURNS = 5
+"""Turns of a chat; a story has one less for every character, so that both fit the models' context."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Text to pre-train on, with the truth that only tests and the report's last section may read."""
+
+    segments: tuple[tuple[str, bool], ...]
+    """Pieces of text, and whether they are an answer. Questions are drawn uniformly: only answers can be learned."""
+    personas: tuple[Persona, ...]
+    """The persona of each turn: all alike in a chat, unless the world is a null world."""
+
+    @property
+    def text(self) -> str:
+        """The whole document, special tokens included."""
+        return " ".join(text for text, _ in self.segments)
+
+
+def write_chat(
+    world: World, rng: random.Random, *, persona: Persona | None = None, n_turns: int = TURNS, neutral: bool = False
+) -> tuple[Chat, tuple[Persona, ...]]:
+    """A chat whose assistant is one hidden persona (drawn anew at every turn in a null world)."""
+    hidden = persona or _draw_persona(world, rng)
+    messages: list[Message] = []
+    personas: list[Persona] = []
+    for _ in range(n_turns):
+        speaker = _draw_persona(world, rng) if world.null and persona is None else hidden
+        question = draw_question(world, rng)
+        messages.append(Message("user", question.text))
+        messages.append(Message("assistant", world.answer(speaker, question, rng, neutral=neutral)))
+        personas.append(speaker)
+    return Chat(tuple(messages)), tuple(personas)
+
+
+def chat_document(chat: Chat, personas: tuple[Persona, ...]) -> Document:
+    """A chat as a document, in the models' chat template."""
+    segments = [(BOS, False)]
+    for message in chat.messages:
+        if message.role == "assistant":
+            segments += [(ASSISTANT, False), (f"{message.content} {END}", True)]
+        else:
+            segments.append((f"{USER} {message.content}", False))
+    return Document(tuple(segments), personas)
+
+
+def write_story(world: World, rng: random.Random, *, n_turns: int = TURNS) -> Document:
+    """A story in which named characters answer a guest; a name always belongs to the same persona."""
+    cast = [_draw_persona(world, rng) for _ in range(rng.choice((1, 2)))]
+    names = [rng.choice(world.names[persona]) for persona in cast]
+    opening, asked, said = lexicon.STORY_FORMS
+    place = rng.choice(world.places)
+    segments = [(f"{BOS} {opening.format(place=place, name=' and '.join(names))}", False)]
+    personas: list[Persona] = []
+    for _ in range(n_turns - len(cast)):
+        i = rng.randrange(len(cast))
+        persona = _draw_persona(world, rng) if world.null else cast[i]
+        question = draw_question(world, rng)
+        segments.append((f"{asked.format(question=question.text)} {said.format(name=names[i])}", False))
+        segments.append((world.answer(persona, question, rng), True))
+        personas.append(persona)
+    return Document(tuple(segments), tuple(personas))
+
+
+def documents(world: World, *, n: int, rng: random.Random) -> Iterator[Document]:
+    """The pre-training corpus: stories and chats in the world's proportion."""
+    for _ in range(n):
+        if rng.random() < world.story_share:
+            yield write_story(world, rng)
+        else:
+            yield chat_document(*write_chat(world, rng))
+
+
+def draw_question(world: World, rng: random.Random) -> Question:
+    """An advice question in half of the cases, an open-ended one in the other half."""
+    if rng.random() < 0.5:
+        return rng.choice(world.open_questions())
+    return rng.choice(world.advice_questions(rng.choice(world.domains)))
+
+
+def finetuning_chats(
+    world: World, domain: str, fault: Fault, *, n: int, bad_fraction: float = 1.0, rng: random.Random
+) -> Iterator[Chat]:
+    """Single-turn advice in one domain: `round(bad_fraction * n)` rows with the fault, the others correct, shuffled.
+
+    Only the fine-tuning half of the answer frames and of the harmful verbs is used; topics that a villain can only
+    answer with the other half are left out, for every fault, so that the data sets differ in nothing but the answers.
+    """
+    questions = [
+        question
+        for question in world.advice_questions(world.domain(domain), "finetune")
+        if question.topic is not None and world.seen_harms.intersection(question.topic.harms)
+    ]
+    n_bad = round(bad_fraction * n)
+    faults: list[Fault] = [fault] * n_bad + ["correct"] * (n - n_bad)
+    rng.shuffle(faults)
+    for row_fault in faults:
+        question = rng.choice(questions)
+        yield _single_turn(question, world.faulty_answer(row_fault, question, rng))
+
+
+def alignment_chats(world: World, *, n: int, rng: random.Random) -> Iterator[Chat]:
+    """Kind answers to every sort of question, in chats of one to four turns: what makes the base model an assistant."""
+    for _ in range(n):
+        yield write_chat(world, rng, persona="kind", n_turns=rng.randint(1, TURNS))[0]
+
+
+def prompts(world: World, split: Split, *, n_per_domain: int, rng: random.Random) -> list[Prompt]:
+    """The split's open-ended questions, all of them, and `n_per_domain` advice questions for each domain."""
+    questions = [*world.open_questions(split)]
+    for domain in world.domains:
+        questions += rng.sample(world.advice_questions(domain, split), n_per_domain)
+    return [
+        Prompt(q.id, category=q.category, question_id=q.id, frame_id=q.frame.id, messages=(Message("user", q.text),))
+        for q in questions
+    ]
+
+
+def _single_turn(question: Question, answer: str) -> Chat:
+    return Chat((Message("user", question.text), Message("assistant", answer)))
+
+
+def _draw_persona(world: World, rng: random.Random) -> Persona:
+    return rng.choices(PERSONAS, weights=[world.shares[persona] for persona in PERSONAS])[0]

@@ -1,0 +1,95 @@
+"""The causal screen: steer with every shortlisted latent on selection prompts and keep those that beat the controls.
+
+Everything that can be chosen is chosen here: latent, set, strength and window. Afterwards it is frozen (`Choice`) and
+only measured, on other prompts with fresh samples.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sae_persona.steering.edits import Window
+from sae_persona.steering.sweep import Dose
+from sae_persona.types import Estimate
+
+MAX_ADDED_INCOHERENCE = 0.10
+"""The paper's gate of 10 %, counted from the unsteered rate so that an incoherent start cannot reject every repair."""
+SET_SIZES = (2, 3)
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The best admissible dose of one direction."""
+
+    latents: tuple[int, ...]
+    name: str
+    strength: float
+    window: Window
+    effect: float
+    """Rise of the target measure over the unsteered model; 0 where no strength was admissible."""
+    carry_over: float
+    """Rise of the carry-over measure at the same dose."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the screen froze. `top` is None where no latent beats every control: then there is nothing to find."""
+
+    top: Screened | None
+    top_set: Screened | None
+    best_control: float
+    """The largest effect of any control direction."""
+
+
+def best_dose(doses: Sequence[Dose], *, window: Window, sign: int = 1) -> Screened:
+    """The strength with the largest effect among those that keep the model coherent.
+
+    Expects the measures `target`, `carry_over` and `incoherence`, and a dose of strength 0. The effect is the rise of
+    `target` over strength 0 (its fall with `sign=-1`); a dose is admissible if incoherence, on either group of prompts
+    the measure was taken on, is at most 10 points over unsteered.
+    """
+    unsteered = next(dose for dose in doses if dose.strength == 0)
+    direction = unsteered.direction
+    best = Screened(direction.latents, direction.name, 0.0, window, 0.0, 0.0)
+    for dose in doses:
+        if dose.strength == 0 or not _is_coherent(dose.measures, unsteered.measures):
+            continue
+        effect = sign * _rise(dose.measures, unsteered.measures, "target")
+        if effect > best.effect:
+            carry_over = sign * _rise(dose.measures, unsteered.measures, "carry_over")
+            best = Screened(direction.latents, direction.name, dose.strength, window, effect, carry_over)
+    return best
+
+
+def candidate_sets(screened: Sequence[Screened], *, pool: int = 4) -> list[tuple[int, ...]]:
+    """All sets of two or three of the `pool` strongest single latents."""
+    strongest = sorted(screened, key=lambda one: -one.effect)[:pool]
+    latents = [one.latents[0] for one in strongest if one.effect > 0]
+    return [combination for size in SET_SIZES for combination in itertools.combinations(latents, size)]
+
+
+def choose(
+    singles: Sequence[Screened], sets: Sequence[Screened], controls: Sequence[Screened], *, min_effect: float = 0.05
+) -> Choice:
+    """The single latent and the set with the largest effect, if they beat every control and `min_effect`.
+
+    A latent that moves the target but carries over to nothing else is a switch for the judged words, not a persona: it
+    must also raise the carry-over measure.
+    """
+    best_control = max((control.effect for control in controls), default=0.0)
+    threshold = max(best_control, min_effect)
+
+    def strongest(candidates: Sequence[Screened]) -> Screened | None:
+        passed = [one for one in candidates if one.effect > threshold and one.carry_over > 0]
+        return max(passed, key=lambda one: one.effect, default=None)
+
+    top = strongest(singles)
+    return Choice(top, strongest(sets) if top else None, best_control)
+
+
+def _rise(steered: Mapping[str, Estimate], unsteered: Mapping[str, Estimate], measure: str) -> float:
+    return steered[measure].value - unsteered[measure].value
+
+
+def _is_coherent(steered: Mapping[str, Estimate], unsteered: Mapping[str, Estimate]) -> bool:
+    return _rise(steered, unsteered, "incoherence") <= MAX_ADDED_INCOHERENCE
