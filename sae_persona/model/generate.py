@@ -82,7 +82,8 @@ def sample(
     tokenised = _tokenise(model, prompts, max_new_tokens)
     stop_ids = _stop_ids(model)
     written: dict[_Row, tuple[list[int], bool]] = {}
-    with _Writer(model, edits, stop_ids=stop_ids, temperature=temperature) as writer:
+    writer = _Writer(model, stop_ids=stop_ids, temperature=temperature)
+    with writer.edited(edits):
         for rows in _plan([len(row) for row in tokenised], n_conditions, n_samples, batch_size):
             uniforms = [_uniforms(seed, prompts[row.prompt].id, row.sample, max_new_tokens) for row in rows]
             tokens = writer.write(rows, tokenised, torch.from_numpy(np.stack(uniforms)))
@@ -114,29 +115,25 @@ def draw_tokens(
 
 
 class _Writer:
-    """Runs the model with its edits hooked in; a context, so that the hooks are taken off again."""
+    """Runs the model, and knows at every pass what its tokens are."""
 
-    def __init__(
-        self, model: LoadedModel, edits: Sequence[HookedEdit], *, stop_ids: frozenset[int], temperature: float
-    ) -> None:
+    def __init__(self, model: LoadedModel, *, stop_ids: frozenset[int], temperature: float) -> None:
         self.model = model
-        self.edits = edits
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=model.device)
         self.temperature = temperature
         # Prompts are long and the vocabulary is wide: logits of all but the last position would be wasted.
         can_keep = "logits_to_keep" in inspect.signature(model.hf.forward).parameters
         self.options = {"use_cache": True, **({"logits_to_keep": 1} if can_keep else {})}
         self.position: Position | None = None
-        self.hooks = contextlib.ExitStack()
 
-    def __enter__(self) -> "_Writer":
-        for hooked in self.edits:
-            hook = edit_residual(self.model.hf, hooked.hook_name, hooked.edit, position=self._position)
-            self.hooks.enter_context(hook)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.hooks.close()
+    @contextlib.contextmanager
+    def edited(self, edits: Sequence[HookedEdit]) -> Iterator[None]:
+        """With the edits hooked into the model."""
+        with contextlib.ExitStack() as stack:
+            for hooked in edits:
+                hook = edit_residual(self.model.hf, hooked.hook_name, hooked.edit, position=self._position)
+                stack.enter_context(hook)
+            yield
 
     @torch.no_grad()
     def write(
@@ -195,7 +192,7 @@ class _Writer:
         if not bool((logits.amax(-1).isfinite() | done).all()):
             raise ModelError(
                 f"the logits of {self.model.source!r} are not finite numbers while sampling. "
-                + ("Most likely an edit is too strong: lower its strength." if self.edits else "Check its weights.")
+                "Where an edit is hooked in, it is most likely too strong: lower its strength; else check the weights."
             )
 
     def _position(self) -> Position:

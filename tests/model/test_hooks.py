@@ -16,7 +16,7 @@ ROUNDING = 2e-6
 
 
 def rows(*lengths: int) -> list[TokenRow]:
-    ids = torch.randint(3, 64, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1)).tolist()
+    ids = torch.randint(6, 400, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1)).tolist()
     return [TokenRow(tuple(r[:n]), (Part.PROMPT,) * n) for r, n in zip(ids, lengths, strict=True)]
 
 
@@ -238,7 +238,7 @@ def test_without_a_position_the_last_token_of_a_pass_is_newest_and_single_tokens
         return resid
 
     with edit_residual(llama, "blocks.0.hook_resid_post", look):
-        llama.generate(batch(3, 3).ids, max_new_tokens=2, do_sample=False, eos_token_id=63)
+        llama.generate(batch(3, 3).ids, max_new_tokens=2, do_sample=False, eos_token_id=399)
     prompt, token = seen
     assert prompt.newest.tolist() == [[False, False, True]] * 2
     assert prompt.answer.tolist() == [[False] * 3] * 2
