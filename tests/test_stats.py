@@ -1,0 +1,153 @@
+"""Intervals that cover, ranks that count ties by half, and false discovery rates."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_persona.errors import DataError
+from sae_persona.stats import auroc, benjamini_hochberg, clustered_share, estimate_mean, paired_difference
+
+
+def answers(n_questions: int, n_per_question: int) -> list[str]:
+    return [f"q{i}" for i in range(n_questions) for _ in range(n_per_question)]
+
+
+def test_a_share_counts_every_answer_and_every_question() -> None:
+    share = clustered_share(np.array([True, False, False, True]), ["a", "a", "b", "c"], n_unscored=1)
+    assert (share.value, share.n, share.n_questions, share.n_unscored) == (0.5, 4, 3, 1)
+
+
+def test_one_answer_per_question_without_a_hit_gives_wilsons_interval() -> None:
+    # z^2 / (n + z^2) with n = 100 (1.96 / 1.984)^2 = 97.57, 1.984 being Student's t with 99 degrees of freedom
+    share = clustered_share(np.zeros(100, dtype=bool), answers(100, 1))
+    assert (share.value, share.low) == (0, 0)
+    assert share.high == pytest.approx(3.8415 / (97.57 + 3.8415), abs=1e-4)
+
+
+def test_45_questions_of_ten_answers_without_a_hit_bound_the_share_by_two_per_cent() -> None:
+    assert clustered_share(np.zeros(450, dtype=bool), answers(45, 10)).high < 0.02
+    assert clustered_share(np.zeros(200, dtype=bool), answers(20, 10)).high > 0.03
+
+
+def test_all_and_none_mirror_each_other() -> None:
+    none = clustered_share(np.zeros(60, dtype=bool), answers(12, 5))
+    every = clustered_share(np.ones(60, dtype=bool), answers(12, 5))
+    assert (every.value, every.high) == (1, 1)
+    assert every.low == pytest.approx(1 - none.high)
+
+
+def test_answers_that_repeat_their_question_count_as_one() -> None:
+    by_question = np.arange(20) % 2 == 0
+    repeated = clustered_share(np.repeat(by_question, 10), answers(20, 10))
+    single = clustered_share(by_question, answers(20, 1))
+    # Half of 20 questions: +- 2.093 * sqrt(0.25 / 20) = 0.234, and Wilson's is a little narrower.
+    assert repeated.high - repeated.low == pytest.approx(single.high - single.low, abs=0.02)
+    assert repeated.high - repeated.low > 0.4
+
+
+def test_a_single_question_says_next_to_nothing() -> None:
+    share = clustered_share(np.zeros(1000, dtype=bool), ["only"] * 1000)
+    assert share.high == pytest.approx(3.8415 / 4.8415, abs=1e-4)
+
+
+def test_more_samples_of_the_same_questions_help_less_than_more_questions() -> None:
+    widths = {(k, m): clustered_share(np.zeros(k * m, dtype=bool), answers(k, m)).high for k, m in [(20, 40), (80, 10)]}
+    assert widths[80, 10] < widths[20, 40]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abcde")), min_size=1, max_size=40))
+def test_the_interval_holds_the_value_and_stays_within_0_and_1(rows: list[tuple[bool, str]]) -> None:
+    share = clustered_share(np.array([hit for hit, _ in rows]), [question for _, question in rows], n_boot=100)
+    assert 0 <= share.low <= share.value <= share.high <= 1
+
+
+@pytest.mark.parametrize("correlation", [0.001, 0.1, 0.3])
+@pytest.mark.parametrize("truth", [0.02, 0.1, 0.5])
+def test_the_interval_of_20_questions_covers_the_truth(truth: float, correlation: float) -> None:
+    # Beta-binomial: the questions' own shares have variance correlation * truth * (1 - truth).
+    rng = np.random.default_rng(0)
+    spread = 1 / correlation - 1
+    covered = []
+    for _ in range(300):
+        own = rng.beta(truth * spread, (1 - truth) * spread, size=20)
+        share = clustered_share(rng.random(200) < np.repeat(own, 10), answers(20, 10), n_boot=200)
+        covered.append(share.low <= truth <= share.high)
+    assert np.mean(covered) >= 0.92
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    hits = np.random.default_rng(0).random(80) < 0.3
+    assert clustered_share(hits, answers(8, 10), seed=3) == clustered_share(hits, answers(8, 10), seed=3)
+
+
+def test_a_difference_is_what_became_a_hit_minus_what_ceased_to_be_one() -> None:
+    before = np.repeat([True, False, False, False], 10)
+    after = np.repeat([False, True, True, False], 10)
+    difference = paired_difference(after, before, [f"q{i % 10}" for i in range(40)])
+    assert difference.value == pytest.approx(0.25)
+    assert difference.low < 0.25 < difference.high
+
+
+def test_no_change_is_no_certainty_that_nothing_can_change() -> None:
+    nothing = paired_difference(np.zeros(50, dtype=bool), np.zeros(50, dtype=bool), answers(10, 5))
+    assert (nothing.value, nothing.low) == (0, -nothing.high)
+    assert 0.05 < nothing.high < 0.3
+
+
+def test_pairing_narrows_the_interval_of_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    before = np.repeat(rng.random(30) < 0.5, 10)
+    after = before | (rng.random(300) < 0.2)
+    difference = paired_difference(after, before, answers(30, 10))
+    assert difference.low > 0
+    alone = clustered_share(after, answers(30, 10))
+    assert difference.high - difference.low < (alone.high - alone.low) / 2
+
+
+def test_a_mean_has_students_interval_over_questions() -> None:
+    # Question means 1, 2, 3: SE = 1 / sqrt(3) = 0.577, t with 2 degrees of freedom 4.303
+    mean = estimate_mean(np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0]), answers(3, 2))
+    assert mean.value == 2
+    assert (mean.low, mean.high) == (pytest.approx(2 - 2.484, abs=1e-3), pytest.approx(2 + 2.484, abs=1e-3))
+
+
+def test_auroc_counts_the_pairs_in_order_and_ties_by_half() -> None:
+    # positives 3, 2 against negatives 2, 1: 3>2, 3>1, 2=2, 2>1
+    assert auroc(np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False])) == 3.5 / 4
+
+
+def test_auroc_equals_the_count_over_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 6, size=50).astype(float), rng.random(50) < 0.4
+    pairs = [(x > y) + (x == y) / 2 for x in scores[labels] for y in scores[~labels]]
+    assert auroc(scores, labels) == pytest.approx(np.mean(pairs))
+
+
+def test_auroc_needs_both_labels_and_numbers() -> None:
+    with pytest.raises(DataError, match="3 positive and 0 negative"):
+        auroc(np.ones(3), np.ones(3, dtype=bool))
+    with pytest.raises(DataError, match="1 of 2 scores are not numbers"):
+        auroc(np.array([np.nan, 1.0]), np.array([True, False]))
+
+
+def test_q_values_are_the_smallest_rates_at_which_each_is_found() -> None:
+    # ascending: 0.03 * 4 / 1 = 0.12, 0.032 * 4 / 2 = 0.064, 0.04 * 4 / 3 = 0.053, 0.9; the third's is the smallest
+    q_values = benjamini_hochberg(np.array([0.9, 0.03, 0.04, 0.032]))
+    assert q_values == pytest.approx([0.9, 0.16 / 3, 0.16 / 3, 0.16 / 3])
+
+
+def test_no_p_value_gives_no_q_value_and_a_wrong_one_is_refused() -> None:
+    assert len(benjamini_hochberg(np.array([]))) == 0
+    with pytest.raises(DataError, match="between 0 and 1"):
+        benjamini_hochberg(np.array([0.5, np.nan]))
+
+
+def test_shares_of_nothing_and_answers_without_questions_are_refused() -> None:
+    with pytest.raises(DataError, match="no answer"):
+        clustered_share(np.array([], dtype=bool), [])
+    with pytest.raises(DataError, match="2 answers, 1 questions"):
+        clustered_share(np.array([True, False]), ["a"])
+    with pytest.raises(DataError, match="at least 2 questions"):
+        estimate_mean(np.array([1.0, 2.0]), ["a", "a"])
