@@ -18,7 +18,7 @@ PRIOR_CORRELATION = 0.1
 """How alike two answers to one question are taken to be before the data say so.
 
 Where (almost) all answers fall on one side, no data can tell: 200 answers without a hit may be 200 independent ones, or
-20 questions of which each always gives the same answer. 0.1 keeps the coverage of 20 questions of ten answers at 0.92 or
+20 questions of which each always gives the same answer. 0.1 keeps 20 questions of ten answers at a coverage of 0.92 or
 more for true correlations up to 0.3 (tests/test_stats.py simulates it), and still lets 45 questions of ten answers
 without a hit bound a share by 2 %.
 """
