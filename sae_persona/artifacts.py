@@ -57,7 +57,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
-        return _dump({**dataclasses.asdict(self), "fingerprint": self.fingerprint})
+        return json_text({**dataclasses.asdict(self), "fingerprint": self.fingerprint}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -89,7 +89,7 @@ def new_manifest(
     """A manifest of what is about to be made here and now."""
     return Manifest(
         kind=kind,
-        config=json.loads(_dump(config)),
+        config=json.loads(json_text(config)),
         inputs=dict(inputs),
         seed=seed,
         version=version,
@@ -131,7 +131,7 @@ def fingerprint(value: object) -> str:
     """
     if isinstance(value, Path):
         return _fingerprint_path(value)
-    return hashlib.sha256(_dump(_paths_as_fingerprints(value), indent=None).encode()).hexdigest()
+    return hashlib.sha256(json_text(_paths_as_fingerprints(value), sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -177,15 +177,27 @@ def write_file(path: Path | str) -> Iterator[Path]:
         partial.replace(path)
 
 
+def json_text(value: object, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """JSON of a value in which dataclasses stand for objects; on one line without `indent`.
+
+    Raises:
+        ArtifactError: a number that is not finite.
+    """
+    try:
+        return json.dumps(_plain(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+    except ValueError as error:
+        raise ArtifactError(f"a value holds a number that is not finite ({error}); JSON has none.") from error
+
+
 def write_json(path: Path | str, value: object) -> None:
     """Write a JSON value or a dataclass, whole or not at all.
 
     Raises:
         ArtifactError: a number that is not finite, or a file that cannot be written.
     """
-    text = _dump(value)
+    text = json_text(value, indent=1)
     with write_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str) -> Any:
@@ -200,13 +212,6 @@ def read_json(path: Path | str) -> Any:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ArtifactError(f"{path} is not JSON: {error}.") from error
-
-
-def _dump(value: object, *, indent: int | None = 1) -> str:
-    try:
-        return json.dumps(_plain(value), indent=indent, sort_keys=indent is None, allow_nan=False) + "\n" * bool(indent)
-    except ValueError as error:
-        raise ArtifactError(f"a value holds a number that is not finite ({error}); JSON has none.") from error
 
 
 def _plain(value: object) -> object:
