@@ -3,12 +3,15 @@
 Axes: `batch` rows, `seq` positions. In every mask True means: this position counts.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +25,7 @@ class Part(IntEnum):
     PROMPT = 0
     """Everything the model did not write: user turns, system text, special tokens; in plain text, every token."""
     HEADER = 1
-    """The tokens that open an assistant turn, in a position to decide who will speak."""
+    """The tokens that open an assistant turn, in a position to decide who will speak: one at least for every answer."""
     ANSWER = 2
     """The assistant's words and the token that ends them."""
 
@@ -60,7 +63,7 @@ class TokenBatch:
 
 def text_row(text: str, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
     """Plain text with the tokenizer's own special tokens (a BOS where it adds one)."""
-    ids = tokenizer(text)["input_ids"]
+    ids: Any = tokenizer(text)["input_ids"]
     return TokenRow(tuple(ids), (Part.PROMPT,) * len(ids))
 
 
@@ -68,37 +71,29 @@ def chat_row(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
     """The whole conversation in the tokenizer's chat template.
 
     Raises:
-        DataError: the template renders the conversation's beginning differently once it goes on.
+        DataError: the conversation begins with an answer, the tokenizer cannot render it, or renders its beginning
+            differently once it goes on.
     """
-    ids: list[int] = []
-    parts: list[Part] = []
+    spans = _Spans(tokenizer)
     for i, message in enumerate(chat.messages):
-        if message.role != "assistant":
-            continue
-        before = render(chat.messages[:i], tokenizer)
-        head = render(chat.messages[:i], tokenizer, open_answer=True)
-        whole = render(chat.messages[: i + 1], tokenizer)
-        if whole[: len(head)] != head or head[: len(before)] != before or before[: len(ids)] != ids:
-            raise DataError(
-                "the chat template renders earlier turns differently once the conversation goes on (turn "
-                f"{i + 1} of {len(chat.messages)}), so the tokens of its answers cannot be told apart. "
-                "Use chats of one turn, or a template that only appends."
-            )
-        parts += [Part.PROMPT] * (len(before) - len(ids))
-        parts += [Part.HEADER] * (len(head) - len(before))
-        parts += [Part.ANSWER] * (len(whole) - len(head))
-        ids = whole
-    if not chat.messages or chat.messages[-1].role != "assistant":
-        ids = render(chat.messages, tokenizer)
-        parts += [Part.PROMPT] * (len(ids) - len(parts))
-    return TokenRow(tuple(ids), tuple(parts))
+        if message.role == "assistant":
+            spans.extend(Part.PROMPT, chat.messages[:i])
+            spans.extend(Part.HEADER, chat.messages[:i], open_answer=True)
+            spans.extend(Part.ANSWER, chat.messages[: i + 1])
+    spans.extend(Part.PROMPT, chat.messages)
+    return spans.row()
 
 
 def prompt_row(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
-    """The prompt up to and including the header that asks for an answer."""
-    before = render(prompt.messages, tokenizer)
-    ids = render(prompt.messages, tokenizer, open_answer=True)
-    return TokenRow(tuple(ids), (Part.PROMPT,) * len(before) + (Part.HEADER,) * (len(ids) - len(before)))
+    """The prompt up to and including the header that asks for an answer.
+
+    Raises:
+        DataError: the prompt has no messages, or the tokenizer cannot render them.
+    """
+    spans = _Spans(tokenizer)
+    spans.extend(Part.PROMPT, prompt.messages)
+    spans.extend(Part.HEADER, prompt.messages, open_answer=True)
+    return spans.row()
 
 
 def completion_row(prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
@@ -107,11 +102,57 @@ def completion_row(prompt: Prompt, completion: Completion, tokenizer: PreTrained
     return TokenRow(row.ids + completion.token_ids, row.parts + (Part.ANSWER,) * len(completion.token_ids))
 
 
-def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open_answer: bool = False) -> list[int]:
-    """Token ids of the messages in the chat template; `open_answer` adds the header of an assistant turn.
+class _Spans:
+    """A rendered conversation that grows, and what each of its characters is."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.text = ""
+        self.ends: list[int] = []
+        self.parts: list[Part] = []
+        self.empty_headers: list[int] = []
+
+    def extend(self, part: Part, messages: Sequence[Message], *, open_answer: bool = False) -> None:
+        """Take what the messages add to the text so far as `part`."""
+        text = render(messages, self.tokenizer, open_answer=open_answer)
+        if not text.startswith(self.text):
+            raise DataError(
+                "the chat template renders earlier turns differently once the conversation goes on (from turn "
+                f"{len(messages)} on), so the tokens of its answers cannot be told apart. "
+                "Use chats of one turn, or a template that only appends."
+            )
+        if part == Part.HEADER and text == self.text:
+            self.empty_headers.append(len(text))
+        # Templates put a line break after the token that ends an answer; no model writes it.
+        end = max(len(text.rstrip()), len(self.text)) if part == Part.ANSWER else len(text)
+        self.ends += [end, len(text)]
+        self.parts += [part, Part.PROMPT]
+        self.text = text
+
+    def row(self) -> TokenRow:
+        """The tokens, each with the part that its first character belongs to.
+
+        The text is tokenised in one go, as a token may reach over a seam: the pieces' tokens would not be the whole's.
+        """
+        if not self.tokenizer.is_fast:
+            raise DataError(
+                f"{type(self.tokenizer).__name__} does not tell which characters a token stands for, so the tokens of "
+                "answers cannot be told apart. Save the tokenizer as a tokenizer.json and use that."
+            )
+        encoded: Any = self.tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in encoded["offset_mapping"]]
+        parts = [self.parts[bisect_right(self.ends, start)] for start in starts]
+        # In a template without headers the last token before an answer is in the position of one.
+        for end in self.empty_headers:
+            parts[bisect_left(starts, end) - 1] = Part.HEADER
+        return TokenRow(tuple(encoded["input_ids"]), tuple(parts))
+
+
+def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open_answer: bool = False) -> str:
+    """The messages in the chat template; `open_answer` adds the header of an assistant turn.
 
     Raises:
-        DataError: the tokenizer has no chat template.
+        DataError: there are no messages, the tokenizer has no chat template, or the template refuses them.
     """
     if not tokenizer.chat_template:
         raise DataError(
@@ -119,11 +160,15 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, o
             "Use a chat model's tokenizer, or plain text data ({'text': ...})."
         )
     if not messages:
-        return []
+        raise DataError("a conversation has no messages before its first answer; expected at least a user's.")
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_answer)
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_answer)
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise DataError(f"the chat template refuses a conversation of the roles {roles}: {error}.") from error
     assert isinstance(text, str)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text
 
 
 def pad_rows(

@@ -15,8 +15,8 @@ def bridge(model: LoadedModel) -> "TransformerBridge":
     """A TransformerBridge over the model's own parameters; its logits and residuals are the model's within 1e-5.
 
     TransformerLens rebuilds the module it is given, so it is given a copy of the structure that shares every parameter
-    and buffer: no memory is doubled, and `model.hf` stays as it is. Hand the bridge token ids and an attention mask and no
-    text: it builds a tokenizer of its own, which may add or lose tokens.
+    and buffer: no memory is doubled, and `model.hf` stays as it is. Hand the bridge token ids and an attention mask,
+    not text: it builds a tokenizer of its own, which may add or lose tokens.
 
     Raises:
         ModelError: TransformerLens does not know the architecture.

@@ -206,10 +206,12 @@ def _tokenise(model: LoadedModel, prompts: Sequence[Prompt], max_new_tokens: int
     if len({prompt.id for prompt in prompts}) < len(prompts):
         twice = next(p.id for i, p in enumerate(prompts) if p.id in {q.id for q in prompts[:i]})
         raise DataError(f"prompt id {twice!r} comes twice; answers are told apart by it. Make the ids unique.")
-    rows = [prompt_row(prompt, model.tokenizer) for prompt in prompts]
-    for prompt, row in zip(prompts, rows, strict=True):
-        if not len(row):
+    rows = []
+    for prompt in prompts:
+        if not prompt.messages:
             raise DataError(f"prompt {prompt.id!r} has no messages; expected at least a user's.")
+        row = prompt_row(prompt, model.tokenizer)
+        rows.append(row)
         if model.context is not None and len(row) + max_new_tokens > model.context:
             raise DataError(
                 f"prompt {prompt.id!r} has {len(row)} tokens; with an answer of up to {max_new_tokens} it exceeds the "
