@@ -1,0 +1,137 @@
+"""The sparse step against the same step in plain autograd, and what it does at the edges."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_persona.sae.step import Weights, normalise_rows, remove_parallel, topk_step
+
+COEFFICIENT = 1 / 32
+
+
+def weights(d_in: int, d_sae: int, *, seed: int = 0) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return Weights(draw(d_sae, d_in), draw(d_sae, d_in), draw(d_sae), draw(d_in))
+
+
+def tokens(n: int, d_in: int, *, seed: int = 1) -> Float[Tensor, "n d_in"]:
+    return torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def naive_step(
+    w: Weights, x: Float[Tensor, "batch d_in"], *, k: int, dead: Bool[Tensor, " d_sae"]
+) -> tuple[Tensor, Tensor, Weights]:
+    """Losses and gradients with dense activations and autograd."""
+    w = Weights(*(tensor.clone().requires_grad_() for _, tensor in w.named()))
+    pre = (x - w.b_dec) @ w.encoder.T + w.b_enc
+
+    def topk(pre: Tensor, k: int) -> Tensor:
+        values, latents = pre.topk(k)
+        return torch.zeros_like(pre).scatter(-1, latents, values.relu())
+
+    x_hat = topk(pre, k) @ w.decoder + w.b_dec
+    mse = (x_hat - x).square().mean()
+    aux = torch.zeros(())
+    if dead.any():
+        n_wanted, n_dead = x.shape[1] // 2, int(dead.sum())
+        left_over = (x - x_hat).detach()
+        explained = topk(pre.masked_fill(~dead, -torch.inf), min(n_wanted, n_dead)) @ w.decoder
+        aux = (explained - left_over).square().sum() / left_over.square().sum() * min(1, n_dead / n_wanted)
+    (mse + COEFFICIENT * aux).backward()
+    gradients = Weights(*(torch.zeros_like(t) if t.grad is None else t.grad for _, t in w.named()))
+    return mse.detach(), aux.detach(), gradients
+
+
+def assert_agree(w: Weights, x: Float[Tensor, "batch d_in"], *, k: int, dead: Bool[Tensor, " d_sae"]) -> None:
+    mse, aux, gradients = naive_step(w, x, k=k, dead=dead)
+    result = topk_step(w, x, k=k, dead=dead, aux_coefficient=COEFFICIENT)
+    torch.testing.assert_close(result.mse, mse)
+    torch.testing.assert_close(result.aux, aux, check_dtype=False)
+    for (name, gradient), (_, expected) in zip(result.gradients.named(), gradients.named(), strict=True):
+        torch.testing.assert_close(gradient, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_losses_and_all_gradients_are_those_of_autograd(data: st.DataObject) -> None:
+    d_in, d_sae = data.draw(st.integers(2, 9)), data.draw(st.integers(1, 20))
+    k = data.draw(st.integers(1, d_sae))
+    dead = torch.tensor(data.draw(st.lists(st.booleans(), min_size=d_sae, max_size=d_sae)))
+    seed = data.draw(st.integers(0, 999))
+    n = data.draw(st.sampled_from([1, 5, 300]))
+    assert_agree(weights(d_in, d_sae, seed=seed), tokens(n, d_in, seed=seed + 1), k=k, dead=dead)
+
+
+@pytest.mark.parametrize("n_dead", [0, 1, 12])
+def test_they_agree_with_none_one_and_all_latents_dead(n_dead: int) -> None:
+    assert_agree(weights(6, 12), tokens(7, 6), k=3, dead=torch.arange(12) < n_dead)
+
+
+def test_one_latent_by_hand() -> None:
+    w = Weights(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([1.0]), torch.zeros(2))
+    result = topk_step(w, torch.tensor([[2.0, 1.0]]), k=1, dead=torch.tensor([False]), aux_coefficient=0)
+    # f = 2 + 1 = 3; x_hat = (0, 3); error = (-2, 2); mse = (4 + 4) / 2.
+    assert result.mse == 4
+    assert result.l0 == 1
+    # d mse / d x_hat = error; times f for the decoder; along the decoder row, 2, for the activation.
+    assert result.gradients.decoder.tolist() == [[-6, 6]]
+    assert result.gradients.b_enc.tolist() == [2]
+    assert result.gradients.encoder.tolist() == [[4, 2]]
+    # Directly through x_hat, and through the encoder, which sees x - b_dec.
+    assert result.gradients.b_dec.tolist() == [-2 - 2, 2]
+
+
+def test_the_auxiliary_loss_does_not_count_b_dec_twice() -> None:
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    b_dec = torch.tensor([5.0, -7.0, 0.0])
+    w = Weights(rows.clone(), rows, torch.tensor([3.0, 0.0]), b_dec)
+    x = b_dec + torch.tensor([[0.0, 0.0, 2.0]])
+    result = topk_step(w, x, k=1, dead=torch.tensor([False, True]), aux_coefficient=1)
+    # The living latent fires with 3, so (-3, 0, 2) is left over; the dead one explains the 2.
+    assert result.mse == pytest.approx((3**2 + 2**2) / 3)
+    assert result.aux == pytest.approx(3**2 / (3**2 + 2**2))
+
+
+def test_latents_that_do_not_fire_have_no_gradient_and_are_not_counted() -> None:
+    w = weights(4, 6)
+    w.b_enc -= 1000
+    w.b_enc[2] += 2000
+    result = topk_step(w, tokens(5, 4), k=3, dead=torch.zeros(6, dtype=torch.bool), aux_coefficient=0)
+    assert result.l0 == 1
+    assert result.fired.tolist() == [False, False, True, False, False, False]
+    for gradient in (result.gradients.encoder, result.gradients.decoder):
+        assert gradient.abs().sum(-1).nonzero().flatten().tolist() == [2]
+
+
+def test_ties_leave_k_latents_in_place() -> None:
+    w = Weights(torch.ones(5, 2), torch.eye(5, 2), torch.zeros(5), torch.zeros(2))
+    result = topk_step(w, torch.ones(3, 2), k=2, dead=torch.zeros(5, dtype=torch.bool), aux_coefficient=0)
+    assert result.l0 == 2
+
+
+def test_a_perfect_reconstruction_leaves_no_loss_and_no_division_by_zero() -> None:
+    w = Weights(torch.eye(3), torch.eye(3), torch.zeros(3), torch.zeros(3))
+    dead = torch.tensor([False, False, True])
+    result = topk_step(w, torch.tensor([[1.0, 2.0, 0.0]]), k=3, dead=dead, aux_coefficient=COEFFICIENT)
+    assert result.mse == result.aux == 0
+    assert all(torch.isfinite(gradient).all() for _, gradient in result.gradients.named())
+
+
+def test_rows_are_one_long_and_keep_their_direction() -> None:
+    matrix = torch.tensor([[3.0, 4.0], [0.0, -2.0]])
+    normalise_rows(matrix)
+    torch.testing.assert_close(matrix, torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
+
+
+def test_what_is_left_of_a_gradient_is_across_its_row() -> None:
+    gradient = torch.tensor([[5.0, 5.0]])
+    remove_parallel(gradient, torch.tensor([[0.6, 0.8]]))
+    # 5 * 0.6 + 5 * 0.8 = 7 along the row: (5, 5) - 7 * (0.6, 0.8).
+    torch.testing.assert_close(gradient, torch.tensor([[0.8, -0.6]]))

@@ -1,0 +1,174 @@
+"""Training finds what was planted, resumes bit for bit, and hands back an SAE of raw activations."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sae_persona.cache.reader import ActivationCache
+from sae_persona.errors import ConfigError, HookError, SAEError
+from sae_persona.sae.train import TrainConfig, train_sae
+
+HOOK = "blocks.0.hook_resid_post"
+WriteRows = Callable[[Tensor], ActivationCache]
+SMALL = TrainConfig(d_sae=32, k=2, n_tokens=100_000, batch_size=512, lr=1e-2)
+SHORT = TrainConfig(d_sae=16, k=2, n_tokens=40 * 64, batch_size=64, lr=1e-2, dead_after_tokens=256)
+
+
+def planted_rows(n: int = 10_000) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n_planted d_in"]]:
+    """Rows in which 2 of 32 directions are present, off centre and with a little noise; and the directions."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(32, 16, generator=generator)
+    directions /= directions.norm(dim=-1, keepdim=True)
+    present = torch.rand(n, 32, generator=generator).argsort(-1)[:, :2]
+    strengths = torch.zeros(n, 32).scatter(-1, present, 0.5 + torch.rand(n, 2, generator=generator))
+    noise = 0.02 * torch.randn(n, 16, generator=generator)
+    return strengths @ directions + noise + 3 * torch.randn(16, generator=generator), directions
+
+
+def fve(sae: torch.nn.Module, rows: Tensor) -> float:
+    return float(1 - (sae(rows) - rows).square().sum() / (rows - rows.mean(0)).square().sum())
+
+
+def assert_same(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    for (name, tensor), (_, other) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
+        assert torch.equal(tensor, other), name
+
+
+def test_planted_directions_are_recovered_from_raw_activations(cache_of: WriteRows) -> None:
+    rows, directions = planted_rows()
+    records: list[dict] = []
+    sae = train_sae(cache_of(rows), HOOK, SMALL, log=records.append)
+    assert (directions @ sae.W_dec.T).max(-1).values.min() > 0.95
+    assert fve(sae, rows) > 0.9
+    assert (sae.encode(rows) > 0).sum(-1).float().mean() == pytest.approx(2, abs=0.1)
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(32))
+    last = records[-1]
+    assert last["details/n_training_samples"] == 512 * math.ceil(100_000 / 512)
+    assert last["metrics/explained_variance"] == pytest.approx(fve(sae, rows), abs=0.02)
+
+
+def test_on_noise_little_is_explained(cache_of: WriteRows) -> None:
+    rows = torch.randn(8192, 16, generator=torch.Generator().manual_seed(0))
+    # The two best of 32 directions in 16 dimensions are two large ones of 32 normal numbers, about 2² + 1.6² of 16.
+    assert fve(train_sae(cache_of(rows), HOOK, SMALL.model_copy(update={"n_tokens": 40_000})), rows) < 0.55
+
+
+def test_activations_are_lengths_whatever_the_unit_of_the_data(cache_of: WriteRows, tmp_path: Path) -> None:
+    rows, _ = planted_rows(n=2000)
+    small = train_sae(cache_of(rows), HOOK, SHORT)
+    large = train_sae(cache_of(rows * 64 + 640), HOOK, SHORT)
+    # A power of two: scaled data are the same numbers to the training, up to rounding of their mean.
+    torch.testing.assert_close(large.encode(rows * 64 + 640), small.encode(rows) * 64, rtol=1e-3, atol=1e-2)
+
+
+def test_folding_keeps_what_was_trained(cache_of: WriteRows, tmp_path: Path) -> None:
+    rows, _ = planted_rows(n=2000)
+    cache = cache_of(rows)
+    sae = train_sae(cache, HOOK, SHORT, checkpoint=tmp_path / "state.safetensors")
+    w = {name.removeprefix("weights."): tensor for name, tensor in load_file(tmp_path / "state.safetensors").items()}
+    scale = math.sqrt(16 / float(cache.variance(HOOK).sum()))
+    z = (rows - cache.mean(HOOK).float()) * scale
+    values, latents = ((z - w["b_dec"]) @ w["encoder"].T + w["b_enc"]).topk(2)
+    gated = torch.zeros(len(z), 16).scatter(-1, latents, values.relu())
+    x_hat = (gated @ w["decoder"] + w["b_dec"]) / scale + cache.mean(HOOK).float()
+    torch.testing.assert_close(sae.encode(rows), gated / scale, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae(rows), x_hat, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stop_after", [10, 25])
+def test_a_stopped_run_resumes_bit_for_bit(cache_of: WriteRows, tmp_path: Path, stop_after: int) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    state = tmp_path / "state.safetensors"
+    steps: list[int] = []
+
+    def stop(n_tokens: int) -> None:
+        steps.append(n_tokens)
+        if len(steps) == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(cache, HOOK, SHORT, checkpoint=state, checkpoint_every=10, progress=stop)
+    steps.clear()
+    resumed = train_sae(cache, HOOK, SHORT, checkpoint=state, checkpoint_every=10, progress=steps.append)
+    assert len(steps) == SHORT.n_steps - stop_after // 10 * 10
+    assert_same(resumed, train_sae(cache, HOOK, SHORT))
+    assert_same(resumed, train_sae(cache, HOOK, SHORT, checkpoint=state, progress=lambda _: pytest.fail("it was done")))
+
+
+def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(cache_of: WriteRows, tmp_path: Path) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    state = tmp_path / "state.safetensors"
+    train_sae(cache, HOOK, SHORT, checkpoint=state)
+    with pytest.raises(SAEError, match="another run"):
+        train_sae(cache, HOOK, SHORT.model_copy(update={"seed": 1}), checkpoint=state)
+    state.write_bytes(state.read_bytes()[:-10])
+    with pytest.raises(SAEError, match=r"no checkpoint"):
+        train_sae(cache, HOOK, SHORT, checkpoint=state)
+
+
+def test_seeds_decide_and_the_global_generator_does_not(cache_of: WriteRows) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = train_sae(cache, HOOK, SHORT)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert_same(first, train_sae(cache, HOOK, SHORT))
+    assert not torch.equal(first.W_dec, train_sae(cache, HOOK, SHORT.model_copy(update={"seed": 1})).W_dec)
+
+
+def test_only_the_auxiliary_loss_moves_latents_that_never_fire(cache_of: WriteRows) -> None:
+    """Two tight clusters and one latent per token: a few latents win everywhere, the others are soon dead."""
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.randint(0, 2, (1000, 1), generator=generator) * 2.0 - 1
+    cache = cache_of(sides * 5 + 0.3 * torch.randn(1000, 16, generator=generator))
+    short = SMALL.model_copy(update={"k": 1, "n_tokens": 10_000, "batch_size": 128, "dead_after_tokens": 512})
+
+    def trained(**change: float) -> tuple[Tensor, dict]:
+        records: list[dict] = []
+        sae = train_sae(cache, HOOK, short.model_copy(update=change), log=records.append)
+        return sae.W_dec, records[-1]
+
+    start, _ = trained(n_tokens=1, lr=1e-12)
+    asleep, record = trained(aux_coefficient=0.0)
+    unmoved = (asleep * start).sum(-1) > 1 - 1e-6
+    assert 20 < unmoved.sum() <= record["sparsity/dead_features"]
+    woken, _ = trained(aux_coefficient=1 / 32)
+    assert ((woken * start).sum(-1)[unmoved] < 0.999).float().mean() > 0.5
+
+
+def test_all_latents_may_fire(cache_of: WriteRows) -> None:
+    rows = planted_rows(n=500)[0]
+    sae = train_sae(cache_of(rows), HOOK, SHORT.model_copy(update={"k": 16}))
+    assert (sae.encode(rows) > 0).sum(-1).max() > 2
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    config = TrainConfig(d_sae=4, k=1, n_tokens=100, batch_size=10, lr=1.0, warmup=0.4, decay=0.2)
+    assert [config.lr_at(step) for step in range(config.n_steps)] == pytest.approx(
+        [1 / 4, 1 / 2, 3 / 4, *[1.0] * 6, 1 / 2]
+    )
+    assert TrainConfig(d_sae=2**14, k=1, warmup=0, decay=0).lr_at(0) == 4e-4
+
+
+def test_what_cannot_be_trained_is_refused(cache_of: WriteRows) -> None:
+    with pytest.raises(ConfigError, match=r"k=9.*d_sae=8"):
+        TrainConfig(d_sae=8, k=9)
+    with pytest.raises(ValueError, match="d_sea"):
+        TrainConfig.model_validate({"d_sea": 8})
+    with pytest.raises(SAEError, match="all the same"):
+        train_sae(cache_of(torch.ones(10, 4)), HOOK, SHORT)
+
+
+def test_a_run_that_diverges_says_so(cache_of: WriteRows) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    with pytest.raises(SAEError, match=r"not finite.*smaller lr"):
+        train_sae(cache, HOOK, SHORT.model_copy(update={"lr": 1e38}))
+    with pytest.raises(HookError, match=HOOK):
+        train_sae(cache, "blocks.1.hook_resid_post", SHORT)
