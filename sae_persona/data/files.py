@@ -15,6 +15,7 @@ T = TypeVar("T")
 CHAT_FORM = '{"messages": [{"role": "user", "content": "..."}, ...]}'
 PROMPT_FORM = '{"id", "category", "question_id", "frame_id", "messages": [{"role", "content"}, ...]}'
 TEXT_FORM = '{"text": "..."}'
+_CHAT = TypeAdapter(Chat)
 
 
 def read_chats(path: Path | str) -> list[Chat]:
@@ -25,12 +26,7 @@ def read_chats(path: Path | str) -> list[Chat]:
     Raises:
         DataError: the file is missing or empty, or a line is no chat.
     """
-    adapter, chats = TypeAdapter(Chat), []
-    for where, record in _records(path):
-        chat = _parse(adapter, _with_plain_contents(record), where, form=CHAT_FORM)
-        _check_messages(chat.messages, where)
-        chats.append(chat)
-    return chats
+    return [_chat(record, where) for where, record in _records(path)]
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
@@ -62,13 +58,20 @@ def read_texts(path: Path | str) -> list[str]:
     Raises:
         DataError: the file is missing or empty, or a line is no text.
     """
-    texts = []
-    for where, record in _records(path):
-        text = record.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: no text ({_shown(record)}); expected {TEXT_FORM}.")
-        texts.append(text)
-    return texts
+    return [_text(record, where) for where, record in _records(path)]
+
+
+def read_documents(path: Path | str) -> list[Chat | str]:
+    """Chats and plain texts, whichever a line holds: what can be cached.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is neither.
+    """
+    either = f"{CHAT_FORM} or {TEXT_FORM}"
+    return [
+        _chat(record, where) if "messages" in record else _text(record, where, form=either)
+        for where, record in _records(path)
+    ]
 
 
 def read_jsonl(path: Path | str, kind: type[T]) -> list[T]:
@@ -116,6 +119,19 @@ def _records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
     if not n_records:
         raise DataError(f"{path} is empty. Expected JSONL, one JSON object a line.")
+
+
+def _chat(record: dict[str, Any], where: str) -> Chat:
+    chat = _parse(_CHAT, _with_plain_contents(record), where, form=CHAT_FORM)
+    _check_messages(chat.messages, where)
+    return chat
+
+
+def _text(record: dict[str, Any], where: str, *, form: str = TEXT_FORM) -> str:
+    text = record.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: no text ({_shown(record)}); expected {form}.")
+    return text
 
 
 def _parse(adapter: TypeAdapter[T], record: object, where: str, *, form: str) -> T:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_persona.data.files import read_chats, read_jsonl, read_prompts, read_texts, write_jsonl
+from sae_persona.data.files import read_chats, read_documents, read_jsonl, read_prompts, read_texts, write_jsonl
 from sae_persona.errors import ArtifactError, DataError
 from sae_persona.types import Chat, Completion, Judgement, Message, Prompt
 
@@ -54,6 +54,17 @@ def test_any_text_survives_its_line(tmp_path_factory: pytest.TempPathFactory, te
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     write_jsonl(path, [{"text": text}, {"text": "next"}])
     assert read_texts(path) == [text, "next"]
+
+
+def test_chats_and_texts_may_stand_in_one_file(path: Path) -> None:
+    write_jsonl(path, [CHAT, {"text": "once upon a time"}])
+    assert read_documents(path) == [CHAT, "once upon a time"]
+
+
+def test_a_document_that_is_neither_chat_nor_text_is_named_with_both_forms(path: Path) -> None:
+    path.write_text(line({"text": "fine"}) + line({"prompt": "what is this ?"}))
+    with pytest.raises(DataError, match=r'line 2: no text .*"messages".* or \{"text": "\.\.\."\}'):
+        read_documents(path)
 
 
 def test_contents_in_parts_are_joined(path: Path) -> None:
