@@ -1,0 +1,113 @@
+"""SAELens's folders and releases, in and out. sae_lens takes seconds to import, so it is imported where it is used."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from sae_persona.artifacts import Manifest, write_folder
+from sae_persona.errors import IncompatibleError, SAEError
+from sae_persona.model.hooks import resolve_hook
+from sae_persona.model.load import LoadedModel
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+
+def save_sae(sae: "SAE", folder: Path | str, *, manifest: Manifest) -> None:
+    """Write an SAE as SAELens does (`cfg.json`, `sae_weights.safetensors`), with the manifest beside it.
+
+    Raises:
+        ArtifactError: the folder holds something else, cannot be written, or the disk is full.
+    """
+    with write_folder(folder, manifest) as partial:
+        sae.save_model(partial)
+
+
+def load_sae(source: Path | str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "SAE":
+    """An SAE from a folder, or from one of SAELens's releases as `release:sae_id` or `release/sae_id`.
+
+    Raises:
+        SAEError: there is no such folder or release, its files are missing or damaged, or it must be downloaded and
+            cannot be.
+    """
+    where: dict[str, Any] = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    if Path(source).exists():
+        return _load_folder(Path(source), where)
+    release, _, sae_id = str(source).partition(":" if ":" in str(source) else "/")
+    if not release or not sae_id:
+        raise SAEError(
+            f"{source} is neither a folder nor a release with an id. Check the path, or name 'release:sae_id'."
+        )
+    return _load_release(release, sae_id, where)
+
+
+def hook_name_of(sae: "SAE") -> str:
+    """The hook whose activations the SAE was trained on.
+
+    Raises:
+        SAEError: the SAE does not say.
+    """
+    if not (hook_name := sae.cfg.metadata.hook_name):
+        raise SAEError("this SAE's cfg.json names no hook_name in its metadata. Name the hook it was trained on.")
+    return hook_name
+
+
+def check_fits(sae: "SAE", model: LoadedModel, hook_name: str) -> None:
+    """Raise unless the model has the hook, and activations there are as wide as the SAE.
+
+    Raises:
+        HookError: the model has no such hook.
+        IncompatibleError: the widths differ.
+    """
+    resolve_hook(model.hf, hook_name)
+    if sae.cfg.d_in != model.d_model:
+        raise IncompatibleError(
+            f"this SAE expects d_in={sae.cfg.d_in} ({sae.cfg.metadata.hook_name or 'hook unknown'}); {model.source} "
+            f"has d_model={model.d_model}. Load an SAE trained on this model."
+        )
+
+
+def _load_folder(folder: Path, where: dict[str, Any]) -> "SAE":
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise SAEError(
+            f"{folder} is no SAE folder: {' and '.join(missing)} missing. Name a folder in SAELens's format."
+        )
+    from sae_lens import SAE
+    from sae_lens.saes.sae import SAEMetadata
+
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["architecture"] == "topk" and "k" not in config:
+            raise KeyError("k")  # SAELens would take 100
+        sae = SAE.load_from_disk(folder, **where)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise SAEError(
+            f"the SAE in {folder} cannot be loaded ({type(error).__name__}: {error}). "
+            f"Its {CONFIG} or {WEIGHTS} is damaged or not of SAELens's format; save or download it again."
+        ) from error
+    # SAELens takes a file without its version for one of before version 6, whose metadata it drops without a word.
+    sae.cfg.metadata = SAEMetadata(**config.get("metadata", sae.cfg.metadata.to_dict()))
+    return sae.requires_grad_(False).eval()
+
+
+def _load_release(release: str, sae_id: str, where: dict[str, Any]) -> "SAE":
+    from sae_lens import SAE
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are loading an SAE using the HuggingFace repo_id")
+            return SAE.from_pretrained(release, sae_id, **where).requires_grad_(False).eval()
+    except ValueError as error:  # SAELens's own words: which releases and ids there are
+        raise SAEError(f"{error} Check the path, or name 'release:sae_id'.") from error
+    except OSError as error:
+        raise SAEError(
+            f"{release}:{sae_id} is not on this machine and cannot be downloaded ({error}). Check the name and the "
+            "network (HF_HUB_OFFLINE), or name a local folder."
+        ) from error

@@ -1,0 +1,138 @@
+"""SAELens's folders: what we write it reads, what it writes we read, and what is broken is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_persona.artifacts import Manifest, new_manifest, read_manifest
+from sae_persona.cache.reader import ActivationCache
+from sae_persona.errors import HookError, IncompatibleError, SAEError
+from sae_persona.model.load import LoadedModel
+from sae_persona.sae.load import check_fits, hook_name_of, load_sae, save_sae
+from sae_persona.sae.train import TrainConfig, train_sae
+
+if TYPE_CHECKING:
+    from sae_lens import TopKSAE
+
+HOOK = "blocks.0.hook_resid_post"
+X = torch.randn(7, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return new_manifest("sae", config={}, inputs={}, seed=0, version=1)
+
+
+@pytest.fixture
+def folder(sae: "TopKSAE", tmp_path: Path, manifest: Manifest) -> Path:
+    save_sae(sae, tmp_path / "sae", manifest=manifest)
+    return tmp_path / "sae"
+
+
+def test_saelens_loads_what_we_write_to_the_same_numbers(sae: "TopKSAE", folder: Path) -> None:
+    from sae_lens import SAE
+
+    loaded = SAE.load_from_disk(folder)
+    torch.testing.assert_close(loaded(X), sae(X), rtol=0, atol=1e-5)
+    assert loaded.cfg.to_dict() == sae.cfg.to_dict()
+
+
+def test_a_trained_sae_says_how_it_was_trained(
+    cache_of: Callable[[torch.Tensor], ActivationCache], tmp_path: Path, manifest: Manifest
+) -> None:
+    config = TrainConfig(d_sae=8, k=2, n_tokens=64, batch_size=32)
+    trained = train_sae(cache_of(torch.randn(50, 4)), HOOK, config)
+    save_sae(trained, tmp_path / "sae", manifest=manifest)
+    loaded = load_sae(tmp_path / "sae")
+    assert torch.equal(loaded(X[:, :4]), trained(X[:, :4]))
+    assert hook_name_of(loaded) == HOOK
+    assert loaded.cfg.metadata.model_name == "planted"
+    assert TrainConfig(**loaded.cfg.metadata.sae_persona["config"]) == config
+    assert read_manifest(tmp_path / "sae") == manifest
+
+
+def test_precision_is_chosen_on_loading(folder: Path) -> None:
+    assert load_sae(folder).W_enc.dtype == torch.float32
+    assert load_sae(str(folder), dtype=torch.bfloat16)(X).dtype == torch.bfloat16
+    assert not any(weight.requires_grad for weight in load_sae(folder).parameters())
+
+
+def test_a_file_without_saelenss_version_keeps_its_metadata(folder: Path) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    del config["metadata"]["sae_lens_version"]
+    (folder / "cfg.json").write_text(json.dumps(config))
+    assert hook_name_of(load_sae(folder)) == HOOK
+
+
+def edit_config(folder: Path, **change: object) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({k: v for k, v in {**config, **change}.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda folder: (folder / "cfg.json").unlink(), "cfg.json missing"),
+        (lambda folder: (folder / "sae_weights.safetensors").unlink(), "sae_weights.safetensors missing"),
+        (lambda folder: (folder / "cfg.json").write_text("{"), "JSONDecodeError"),
+        (lambda folder: (folder / "cfg.json").write_text("[]"), "TypeError"),
+        (lambda folder: (folder / "sae_weights.safetensors").write_bytes(b"weights"), "SafetensorError"),
+        (lambda folder: edit_config(folder, k=None), "k"),
+        (lambda folder: edit_config(folder, architecture="dense"), "dense"),
+        (lambda folder: edit_config(folder, d_in=33), "size mismatch"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_error(folder: Path, damage: Callable[[Path], object], named: str) -> None:
+    damage(folder)
+    with pytest.raises(SAEError, match=named):
+        load_sae(folder)
+
+
+def test_weights_that_are_missing_are_named(folder: Path) -> None:
+    weights = load_file(folder / "sae_weights.safetensors")
+    save_file({"W_enc": weights["W_enc"]}, folder / "sae_weights.safetensors")
+    with pytest.raises(SAEError, match="W_dec"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("no-such-folder", "neither a folder nor a release"),
+        ("no-such-release/blocks.0", "no-such-release not found"),
+        ("gpt2-small-res-jb:blocks.99.hook_resid_pre", "not found in release gpt2-small-res-jb"),
+        ("gpt2-small-res-jb/blocks.99.hook_resid_pre", "not found in release gpt2-small-res-jb"),
+    ],
+)
+def test_what_is_no_sae_is_refused_with_what_there_is(source: str, named: str) -> None:
+    with pytest.raises(SAEError, match=named):
+        load_sae(source)
+
+
+def test_a_release_that_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SAEError, match="cannot be downloaded"):
+        load_sae("gpt2-small-res-jb:blocks.8.hook_resid_pre")
+
+
+def test_an_sae_without_a_hook_name_says_so(sae: "TopKSAE") -> None:
+    sae.cfg.metadata.hook_name = None
+    with pytest.raises(SAEError, match="hook_name"):
+        hook_name_of(sae)
+
+
+def test_an_sae_of_another_width_or_an_unknown_hook_does_not_fit(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
+    check_fits(sae, tiny_model, HOOK)
+    with pytest.raises(HookError, match="blocks 0 to 1"):
+        check_fits(sae, tiny_model, "blocks.7.hook_resid_post")
+    sae.cfg.d_in = 64
+    with pytest.raises(IncompatibleError, match=r"d_in=64.*d_model=32"):
+        check_fits(sae, tiny_model, HOOK)
