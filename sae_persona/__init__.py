@@ -10,26 +10,53 @@ __version__ = "0.1.0"
 
 # A public name: its line here, and its import below for type checkers. A test holds the two together.
 _MODULES = {
+    "AblateDirection": "steering.edits",
+    "ActivationCache": "cache.reader",
+    "AddDirection": "steering.edits",
     "Chat": "types",
     "ChatClient": "types",
+    "ClampLatent": "steering.edits",
     "Completion": "types",
     "Estimate": "types",
     "Judge": "types",
     "Judgement": "types",
+    "LatentRanking": "attribution.ranking",
     "LoadedModel": "model.load",
     "Message": "types",
     "Prompt": "types",
     "SaePersonaError": "errors",
     "World": "persona_world.language",
+    "activation_difference": "attribution.difference",
+    "bridge": "model.bridge",
     "edit_residual": "model.hooks",
     "hook_names": "model.hooks",
+    "judge_completions": "evaluation.judging",
+    "latent_direction": "steering.directions",
     "load_model": "model.load",
+    "rank_latents": "attribution.ranking",
+    "read_chats": "data.files",
+    "read_prompts": "data.files",
+    "read_texts": "data.files",
     "residuals": "model.hooks",
     "sample": "model.generate",
+    "steer": "steering.edits",
+    "sweep": "steering.sweep",
+    "train_sae": "sae.train",
+    "write_cache": "cache.writer",
 }
 
 if TYPE_CHECKING:
+    from sae_persona.attribution.difference import activation_difference as activation_difference
+    from sae_persona.attribution.ranking import LatentRanking as LatentRanking
+    from sae_persona.attribution.ranking import rank_latents as rank_latents
+    from sae_persona.cache.reader import ActivationCache as ActivationCache
+    from sae_persona.cache.writer import write_cache as write_cache
+    from sae_persona.data.files import read_chats as read_chats
+    from sae_persona.data.files import read_prompts as read_prompts
+    from sae_persona.data.files import read_texts as read_texts
     from sae_persona.errors import SaePersonaError as SaePersonaError
+    from sae_persona.evaluation.judging import judge_completions as judge_completions
+    from sae_persona.model.bridge import bridge as bridge
     from sae_persona.model.generate import sample as sample
     from sae_persona.model.hooks import edit_residual as edit_residual
     from sae_persona.model.hooks import hook_names as hook_names
@@ -37,6 +64,13 @@ if TYPE_CHECKING:
     from sae_persona.model.load import LoadedModel as LoadedModel
     from sae_persona.model.load import load_model as load_model
     from sae_persona.persona_world.language import World as World
+    from sae_persona.sae.train import train_sae as train_sae
+    from sae_persona.steering.directions import latent_direction as latent_direction
+    from sae_persona.steering.edits import AblateDirection as AblateDirection
+    from sae_persona.steering.edits import AddDirection as AddDirection
+    from sae_persona.steering.edits import ClampLatent as ClampLatent
+    from sae_persona.steering.edits import steer as steer
+    from sae_persona.steering.sweep import sweep as sweep
     from sae_persona.types import Chat as Chat
     from sae_persona.types import ChatClient as ChatClient
     from sae_persona.types import Completion as Completion
