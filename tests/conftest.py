@@ -6,12 +6,15 @@ install_import_hook("sae_persona", "shape_checks.checked")  # before the first i
 
 import pytest
 import torch
+from hypothesis import settings
 
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.persona_world.language import World
 from sae_persona.persona_world.models import SIZES, build_tokenizer, new_model
 
 torch.set_num_threads(1)
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no reason to fail
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

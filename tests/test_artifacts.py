@@ -187,11 +187,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_but_not_what_a_living_
     )
     command = [sys.executable, "-c", script, str(tmp_path / "sae")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "writing\n"
-        write(tmp_path / "sae")
-        assert len(os.listdir(tmp_path)) == 2, "the living writer's folder stays"
-        writer.send_signal(signal.SIGKILL)
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "writing\n"
+            write(tmp_path / "sae")
+            assert len(os.listdir(tmp_path)) == 2, "the living writer's folder stays"
+        finally:
+            writer.send_signal(signal.SIGKILL)
     write(tmp_path / "sae")
     assert os.listdir(tmp_path) == ["sae"]
 

@@ -56,7 +56,7 @@ def test_more_samples_of_the_same_questions_help_less_than_more_questions() -> N
     assert widths[80, 10] < widths[20, 40]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("abcde")), min_size=1, max_size=40))
 def test_the_interval_holds_the_value_and_stays_within_0_and_1(rows: list[tuple[bool, str]]) -> None:
     share = clustered_share(np.array([hit for hit, _ in rows]), [question for _, question in rows], n_boot=100)
