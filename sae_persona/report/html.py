@@ -1,0 +1,154 @@
+"""A run's report: one HTML file that needs no network, made from `summary.json` and the records beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from sae_persona.artifacts import Manifest, read_manifest, write_file
+from sae_persona.report import figures, words
+from sae_persona.report.arms import Effect, control_rises, induction, strongest
+from sae_persona.report.headline import headline
+from sae_persona.report.notebook import chosen_as, show_contexts
+from sae_persona.report.records import Context, Records, read_records
+from sae_persona.report.summary import SUMMARY, Summary, read_summary
+from sae_persona.report.verdicts import found_nothing, untested, verdicts
+from sae_persona.types import Estimate
+
+REPORT = "report.html"
+N_LATENTS = 20
+N_ANSWERS = 6
+"""How many latents and, for every condition, how many answers a report shows."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as HTML; its title stands above it, where it can wrap."""
+
+    title: Markup
+    body: Markup
+
+
+def write_report(folder: Path | str) -> Path:
+    """Write `report.html` beside the `summary.json` of a run folder; the page's path.
+
+    Raises:
+        ArtifactError: the folder holds no readable summary, or records or a manifest that cannot be read.
+    """
+    folder = Path(folder)
+    page = render(read_summary(folder / SUMMARY), manifest=read_manifest(folder), records=read_records(folder))
+    with write_file(folder / REPORT) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return folder / REPORT
+
+
+def render(summary: Summary, *, manifest: Manifest | None = None, records: Records | None = None) -> str:
+    """The page as text. What the summary, the manifest and the records lack is said to be missing, never filled in."""
+    environment = Environment(
+        loader=PackageLoader("sae_persona", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        estimate=_estimate,
+        percent=lambda share: words.NOT_RUN if share is None else words.percent(share),
+        number=lambda value: words.NOT_RUN if value is None else f"{value:,.3f}".rstrip("0").rstrip("."),
+        strength=words.strength,
+        points=words.points,
+        contexts=_contexts,
+    )
+    return environment.get_template("template.html.j2").render(
+        summary=summary,
+        models=summary.models_of(),
+        headline=headline(summary),
+        verdicts=[verdict for verdict in verdicts(summary) if verdict.was_tested],
+        untested=untested(verdicts(summary)),
+        found_nothing=found_nothing(summary),
+        latents=[(row, chosen_as(summary, row.latent)) for row in summary.ranking[:N_LATENTS]],
+        effects=_effects(summary),
+        controls=_controls(summary),
+        drawings=_drawings(summary),
+        manifest=manifest,
+        records=records or Records(),
+        n_answers=N_ANSWERS,
+        plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
+    )
+
+
+def _drawings(summary: Summary) -> dict[str, Drawing]:
+    """Every figure that the summary has the records for, by name."""
+    drawn: dict[str, go.Figure] = {}
+    if summary.models:
+        drawn["models"] = figures.models_figure(summary.models_of())
+    if any(model.labels for model in summary.models.values()):
+        drawn["labels"] = figures.labels_figure(summary.models_of())
+    if summary.sae is not None and summary.sae.fve_by_model:
+        drawn["fve"] = figures.fve_figure(summary.sae)
+    if summary.ranking:
+        drawn["ranking"] = figures.ranking_figure(summary.ranking, top_latent=summary.top_latent)
+    steering = summary.steering
+    if steering is not None and summary.top_latent is not None and steering.induce:
+        drawn["dose_response"] = figures.dose_response_figure(
+            steering, top_latent=summary.top_latent, top_set=summary.top_set
+        )
+    if steering is not None and any([*steering.repair.values(), *steering.repair_set.values()]):
+        drawn["repair"] = figures.repair_figure(steering)
+    if summary.monitor is not None and summary.monitor.mixture:
+        drawn["early_warning"] = figures.early_warning_figure(summary.monitor)
+    if summary.realign is not None and (summary.realign.in_domain or summary.realign.out_of_domain):
+        drawn["realign"] = figures.realign_figure(summary.realign)
+    return {name: _drawing(name, figure) for name, figure in drawn.items()}
+
+
+def _drawing(name: str, figure: go.Figure) -> Drawing:
+    title = Markup(figure.to_dict()["layout"]["title"]["text"])  # noqa: S704 - figures escape their titles
+    figure.update_layout(title_text="", margin_t=30)
+    body = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"figure-{name}",
+        default_width="100%",
+        config={"displayModeBar": False, "responsive": True},
+    )
+    return Drawing(title, Markup(body))  # noqa: S704 - plotly escapes what it writes into its script
+
+
+def _effects(summary: Summary) -> dict[str, Effect]:
+    """The arms that should do something to the aligned model, at the strength they are reported at."""
+    if summary.steering is None:
+        return {}
+    effects = {
+        f"latent {summary.top_latent}": induction(summary.steering, of_set=False),
+        f"set {', '.join(map(str, summary.top_set))}": induction(summary.steering, of_set=True),
+        "mean difference": strongest(summary.steering.controls.mean_difference),
+    }
+    return {name: effect for name, effect in effects.items() if effect is not None}
+
+
+def _controls(summary: Summary) -> dict[str, list[float]]:
+    """How far every draw of the random arms moves misalignment, by size."""
+    if summary.steering is None:
+        return {}
+    controls = summary.steering.controls
+    rises = {
+        "random latents": control_rises(controls.random_latents),
+        "random directions": control_rises(controls.random_directions),
+    }
+    return {name: sorted(arm, key=abs) for name, arm in rises.items() if arm}
+
+
+def _estimate(estimate: Estimate | None) -> Markup:
+    if estimate is None:
+        return Markup.escape(words.NOT_RUN)
+    share, interval = words.with_interval(estimate).split(" ", maxsplit=1)
+    return Markup("{} <small>{}</small>").format(share, interval)
+
+
+def _contexts(contexts: Sequence[Context]) -> Markup:
+    return Markup(show_contexts([(context.tokens, context.activations) for context in contexts]).html)  # noqa: S704 - escaped
