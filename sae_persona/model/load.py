@@ -92,7 +92,7 @@ def load_model(
         ConfigError: the device is not available.
     """
     source = str(source)
-    _check_device(device)
+    check_device(device)
     _check_source(source)
     folder = Path(source)
     with _quiet():
@@ -107,13 +107,18 @@ def load_model(
     return LoadedModel(source, hf, tokenizer)
 
 
-def _check_device(device: str | torch.device) -> None:
+def check_device(device: str | torch.device) -> None:
+    """Raise `ConfigError` for a device that is none, or that this machine does not have."""
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"{device!r} is no device; expected 'cpu', 'cuda' or 'cuda:N'.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {str(device)!r} was asked for, and this machine has no usable GPU. Use 'cpu'.")
+    n_usable = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (asked.index or 0) >= n_usable.get(asked.type, 0):
+        n_gpus = n_usable["cuda"] or "no usable"
+        raise ConfigError(
+            f"device {str(device)!r} was asked for, and this machine has {n_gpus} GPU{'s' * (n_gpus != 1)}. Use 'cpu'."
+        )
 
 
 def _check_source(source: str) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from transformers.utils import logging
 
 from sae_persona.errors import ConfigError, ModelError
-from sae_persona.model.load import LoadedModel, load_model
+from sae_persona.model.load import LoadedModel, check_device, load_model
 
 WEIGHTS = "model.safetensors"
 IDS = torch.tensor([[2, 3, 50, 60, 70, 4]])
@@ -271,6 +271,12 @@ def test_a_file_is_no_model(folder: Path) -> None:
 def test_a_device_that_is_none_is_a_configuration_error(tiny_model: LoadedModel, device: str) -> None:
     with pytest.raises(ConfigError, match="is no device"):
         load_model(tiny_model.source, device=device)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta"])
+def test_a_device_that_this_machine_lacks_is_a_configuration_error(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{device}' was asked for, and this machine has"):
+        check_device(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
