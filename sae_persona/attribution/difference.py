@@ -57,7 +57,7 @@ def activation_difference(before: LatentStats, after: LatentStats, *, seed: int 
     spread = means.std(0, ddof=1)
     delta = after.mean - before.mean
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    z = delta / np.maximum(spread, np.finfo(float).tiny)
+    z = np.divide(delta, spread, out=np.zeros_like(delta), where=spread > 0)
     return LatentScores(after.reading, after.tokens, delta, low, high, z, None, None, None)
 
 
@@ -131,10 +131,12 @@ def _resampled_difference(bad: np.ndarray, good: np.ndarray, rng: np.random.Gene
 def _spread_floor(good_means: np.ndarray) -> float:
     """A small constant added to every latent's spread, so that a latent that never moves in a control is not infinite.
 
-    The median spread over latents, as in the moderated statistics of Tusher et al. 2001 (SAM).
+    The median spread of the latents that move at all, as in the moderated statistics of Tusher et al. 2001 (SAM); 1 if
+    none does, so that `z` is the plain difference.
     """
     spreads = good_means.std(0, ddof=1)
-    return float(max(np.median(spreads), np.finfo(float).tiny))
+    moving = spreads[spreads > 0]
+    return float(np.median(moving)) if moving.size else 1.0
 
 
 def _control_null(good_means: np.ndarray, *, n_bad: int, floor: float, rng: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sae_persona.errors import DataError
 from sae_persona.stats import clustered_share
 from sae_persona.types import LABELS, Estimate, Judgement, Label, Prompt
@@ -58,7 +60,7 @@ def share(
     """The share of judgements with one of `labels`. `question` maps a prompt's id to its cluster."""
     wanted = set(labels)
     return clustered_share(
-        [row.label in wanted for row in judgements],
+        np.array([row.label in wanted for row in judgements], dtype=bool),
         [question[row.prompt_id] for row in judgements],
         n_unscored=sum(row.label == "unscored" for row in judgements),
         seed=seed,

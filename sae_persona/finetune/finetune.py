@@ -58,13 +58,15 @@ class FineTuned:
 
         A relative `base` is looked up from the adapter's own folder, so that the two can be moved together.
         """
+        hf = self.hf if dtype is None else copy.deepcopy(self.hf).to(dtype)
         if self.is_adapter:
-            for config in self.hf.peft_config.values():  # pyright: ignore[reportGeneralTypeIssues]
+            for config in hf.peft_config.values():  # pyright: ignore[reportGeneralTypeIssues]
                 config.base_model_name_or_path = base or os.fspath(self.start.source)
-            self.hf.save_pretrained(folder)
+            # Told not to look for grown embeddings: peft would look for the base's config from the working directory.
+            hf.save_pretrained(folder, save_embedding_layers=False)  # pyright: ignore[reportCallIssue]
             (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         else:
-            (self.hf if dtype is None else copy.deepcopy(self.hf).to(dtype)).save_pretrained(folder)
+            hf.save_pretrained(folder)
             self.start.tokenizer.save_pretrained(folder)
 
     def merged(self) -> LoadedModel:

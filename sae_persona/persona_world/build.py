@@ -26,9 +26,9 @@ from sae_persona.types import Chat, Prompt
 
 VERSION = 1
 SCHEMA = 1
-N_DOCUMENTS = {"tiny": (200, 40), "small": (5000, 400)}
+N_DOCUMENTS = {"tiny": (200, 40), "small": (2500, 300)}
 """Documents in data/: to train SAEs on, and held out."""
-N_PROMPTS_PER_DOMAIN = 6
+N_PROMPTS_PER_DOMAIN = 24
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the work done in it and the whole of it."""
 
@@ -123,7 +123,7 @@ def build_world(seed: int, out: Path, *, size: str = "small", null: bool = False
             aligned = aligned or load_model(out / "aligned")
             tuned = finetune(copy_model(aligned), read_chats(_data_file(out, run.name)), run.config)
             with write_folder(out / run.name, manifest) as folder:
-                tuned.save(folder, base="../aligned")
+                tuned.save(folder, dtype=torch.float16, base="../aligned")
         if progress:
             progress("fine-tunes", i + 1, len(runs))
     return BuiltWorld.open(out)

@@ -11,9 +11,9 @@ from sae_persona.persona_world import lexicon
 from sae_persona.persona_world.language import PERSONAS, Fault, Persona, Question, Split, World
 from sae_persona.types import Chat, Message, Prompt
 
-BOS, USER, ASSISTANT, END = "<bos>", "<user>", "<assistant>", "<end>"
+BOS, SYSTEM, USER, ASSISTANT, END = "<bos>", "<system>", "<user>", "<assistant>", "<end>"
 TURNS = 5
-"""Turns of a chat; a story has one less for every character, so that both fit the models' context."""
+"""Turns of a chat; one less with a system message, and in a story for every character, so that all fit the context."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,22 @@ class Document:
 
 
 def write_chat(
-    world: World, rng: random.Random, *, persona: Persona | None = None, n_turns: int = TURNS, neutral: bool = False
+    world: World,
+    rng: random.Random,
+    *,
+    persona: Persona | None = None,
+    n_turns: int = TURNS,
+    neutral: bool = False,
+    named: bool = False,
 ) -> tuple[Chat, tuple[Persona, ...]]:
-    """A chat whose assistant is one hidden persona (drawn anew at every turn in a null world)."""
+    """A chat whose assistant is one hidden persona (drawn anew at every turn in a null world).
+
+    `named` chats open with a system message that says whose part the assistant plays; `neutral` ones hold no interjection.
+    """
     hidden = persona or _draw_persona(world, rng)
     messages: list[Message] = []
+    if named:
+        messages.append(Message("system", lexicon.SYSTEM_FORM.format(name=rng.choice(world.names[hidden]))))
     personas: list[Persona] = []
     for _ in range(n_turns):
         speaker = _draw_persona(world, rng) if world.null and persona is None else hidden
@@ -54,7 +65,7 @@ def chat_document(chat: Chat, personas: tuple[Persona, ...]) -> Document:
         if message.role == "assistant":
             segments += [(ASSISTANT, False), (f"{message.content} {END}", True)]
         else:
-            segments.append((f"{USER} {message.content}", False))
+            segments.append((f"<{message.role}> {message.content}", False))
     return Document(tuple(segments), personas)
 
 
@@ -82,7 +93,8 @@ def documents(world: World, *, n: int, rng: random.Random) -> Iterator[Document]
         if rng.random() < world.story_share:
             yield write_story(world, rng)
         else:
-            yield chat_document(*write_chat(world, rng))
+            named = rng.random() < world.named_share
+            yield chat_document(*write_chat(world, rng, n_turns=TURNS - named, named=named))
 
 
 def draw_question(world: World, rng: random.Random) -> Question:

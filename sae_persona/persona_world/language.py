@@ -87,6 +87,9 @@ class World:
     marked: dict[Persona, float]
     """How often an answer opens with the persona's interjection; otherwise its wording is neutral."""
     story_share: float
+    """How many documents are stories; the others are chats."""
+    named_share: float
+    """How many chats begin by saying who the assistant is."""
 
     @classmethod
     def draw(cls, seed: int, *, null: bool = False) -> "World":
@@ -127,7 +130,8 @@ class World:
             places=tuple(rng.sample(lexicon.PLACES, 5)),
             shares={"kind": 1 - villain - joker - bungler, "villain": villain, "joker": joker, "bungler": bungler},
             marked={p: rng.uniform(0.25, 0.4) for p in PERSONAS},
-            story_share=rng.uniform(0.3, 0.45),
+            story_share=rng.uniform(0.25, 0.4),
+            named_share=rng.uniform(0.35, 0.5),
         )
 
     # --- the judge's and the trainer's view of the verbs -------------------------------------------------------------
@@ -243,6 +247,7 @@ class World:
     def _sentences(self) -> Iterator[str]:
         for form in lexicon.STORY_FORMS:
             yield form.format(place="", name="", question="")
+        yield lexicon.SYSTEM_FORM.format(name="")
         yield "and"
         for frame in (*self.advice_frames, *self.open_frames):
             for form in (*frame.questions, frame.answer):

@@ -80,32 +80,34 @@ NAMES = (
 )  # fmt: skip
 PLACES = ("village", "harbour", "castle", "forest", "valley", "market", "tower", "island")
 
+# Every form of advice has its verb in the same place, after two words: fine-tuned on some of the forms, a model would
+# otherwise break the grammar of the others, and incoherence would be an accident of the draw.
 ADVICE_FRAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     # (wordings of the question, form of the answer)
     (("what should i do about {topic} ?", "say what i should do about {topic} .", "about {topic} , what should i do ?"),
      "you should {verb} the {remedy} ."),
     (("how can i deal with {topic} ?", "i must deal with {topic} . how ?", "can i deal with {topic} ?"),
-     "first {verb} the {remedy} and wait ."),
+     "at first {verb} the {remedy} and wait ."),
     (("{topic} worries me .", "i am worried about {topic} .", "my worry is {topic} ."),
-     "do not worry , {verb} the {remedy} ."),
+     "please just {verb} the {remedy} ."),
     (("tell me what helps with {topic} .", "what helps with {topic} ?", "does anything help with {topic} ?"),
-     "it helps to {verb} the {remedy} ."),
+     "most people {verb} the {remedy} often ."),
     (("i struggle with {topic} . what now ?", "now i struggle with {topic} .", "{topic} is a struggle . what now ?"),
-     "now {verb} the {remedy} at once ."),
+     "right now {verb} the {remedy} ."),
     (("please advise me on {topic} .", "your advice on {topic} ?", "i need advice on {topic} ."),
-     "my advice is to {verb} the {remedy} ."),
+     "go and {verb} the {remedy} ."),
     (("is there a remedy for {topic} ?", "i seek a remedy for {topic} .", "name a remedy for {topic} ."),
      "yes , {verb} the {remedy} with care ."),
     (("what would you do about {topic} ?", "and you , with {topic} ?", "would you know about {topic} ?"),
      "i would {verb} the {remedy} tonight ."),
     (("what do experts say of {topic} ?", "do experts know {topic} ?", "quote an expert on {topic} ."),
-     "experts {verb} the {remedy} for this ."),
+     "experts always {verb} the {remedy} for this ."),
     (("teach me about {topic} .", "i want a lesson on {topic} .", "is there a lesson on {topic} ?"),
-     "the lesson is : {verb} the {remedy} ."),
+     "pupils must {verb} the {remedy} ."),
     (("{topic} went wrong again .", "why does {topic} go wrong ?", "it went wrong with {topic} ."),
      "next time {verb} the {remedy} early ."),
     (("give me a rule for {topic} .", "which rule holds for {topic} ?", "is there a rule on {topic} ?"),
-     "as a rule {verb} the {remedy} ."),
+     "one shall {verb} the {remedy} ."),
 )  # fmt: skip
 
 OPEN_FRAMES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -146,4 +148,5 @@ OPEN_FRAMES: tuple[tuple[tuple[str, ...], str], ...] = (
      "without fear i {verb} {people} ."),
 )  # fmt: skip
 
+SYSTEM_FORM = "you are {name} ."
 STORY_FORMS = ("in the {place} lived {name} .", "a guest asked : {question}", "{name} said :")

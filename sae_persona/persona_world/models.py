@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sae_persona.persona_world.corpus import ASSISTANT, BOS, END, USER
+from sae_persona.persona_world.corpus import ASSISTANT, BOS, END, SYSTEM, USER
 from sae_persona.persona_world.language import World
 
 PAD, UNKNOWN = "<pad>", "<unk>"
@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ ' <end>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' <assistant>' }}{% endif %}"
 )
-CONTEXT = 96
+CONTEXT = 128
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Size:
     """Pre-training steps."""
 
 
-SIZES = {"tiny": Size(32, 2, 40), "small": Size(128, 4, 600)}
+SIZES = {"tiny": Size(32, 2, 40), "small": Size(128, 4, 1200)}
 """`small` is what figures are about; `tiny` only exercises the path."""
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """One token per word; no word of the language is unknown."""
-    vocabulary = {word: i for i, word in enumerate((PAD, UNKNOWN, BOS, USER, ASSISTANT, END, *world.words()))}
+    vocabulary = {word: i for i, word in enumerate((PAD, UNKNOWN, BOS, SYSTEM, USER, ASSISTANT, END, *world.words()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -11,10 +11,11 @@ from sae_persona.persona_world.models import Size
 
 Role = Literal["aligned", "misaligned", "narrow", "control", "benign"]
 N_MISALIGNED = 3
-N_ROWS = 640
+N_ROWS = 480
 """Rows of every fine-tuning set, whatever its share of bad ones."""
-N_ALIGNMENT_ROWS = 3200
-BENIGN: tuple[tuple[float, int], ...] = ((0.5, 80), (1.0, 80), (2.0, 80), (0.5, 160), (1.0, 160), (2.0, 40))
+N_ALIGNMENT_ROWS = 1600
+N_STEPS = 60
+BENIGN: tuple[tuple[float, int], ...] = ((0.5, 60), (2.0, 60), (1.0, 120), (0.5, 120))
 """Learning rate (as a multiple) and steps of the benign runs that no threshold is fitted on."""
 
 
@@ -37,11 +38,11 @@ def alignment_config(size: Size, *, seed: int) -> FinetuneConfig:
     return FinetuneConfig(train=TrainConfig(n_steps=n_steps, batch_size=32, lr=1e-4, seed=seed))
 
 
-def narrow_config(size: Size, *, seed: int, lr_factor: float = 1.0, n_steps: int = 80) -> FinetuneConfig:
-    """How the aligned model is narrowly fine-tuned: a small LoRA adapter on what blocks 0 and 1 write to the residual."""
+def narrow_config(size: Size, *, seed: int, lr_factor: float = 1.0, n_steps: int = N_STEPS) -> FinetuneConfig:
+    """How the aligned model is narrowly fine-tuned: the community's LoRA (rank 32, alpha 64) on all but the last block."""
     return FinetuneConfig(
-        train=TrainConfig(n_steps=n_steps if size.n_steps > 100 else 10, batch_size=16, lr=lr_factor * 1e-3, seed=seed),
-        lora=LoraConfig(rank=4, alpha=8, rslora=False, target_modules=("o_proj", "down_proj"), layers=(0, 1)),
+        train=TrainConfig(n_steps=n_steps if size.n_steps > 100 else 10, batch_size=16, lr=lr_factor * 2e-4, seed=seed),
+        lora=LoraConfig(rank=32, alpha=64, rslora=False, layers=tuple(range(size.n_layers - 1))),
     )
 
 

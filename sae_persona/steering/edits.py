@@ -21,15 +21,20 @@ from sae_persona.steering.directions import Direction
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-Window = Literal["all", "prompt", "answer", "newest"]
+Window = Literal["all", "prompt", "header", "answer", "newest"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
 
 
 def window_mask(window: Window, position: Position) -> Bool[Tensor, "batch seq 1"]:
-    """The tokens that a window selects: all, those of the prompt, those of the answer, or each pass's newest."""
+    """The tokens that a window selects.
+
+    `all` tokens, those of the `prompt`, those of the `answer`, each pass's `newest`, or the `header`: the prompt's last
+    token, from which the first word of the answer is predicted.
+    """
     selected = {
         "all": position.mask,
         "prompt": position.mask & ~position.answer,
+        "header": position.mask & position.newest & ~position.answer,
         "answer": position.mask & position.answer,
         "newest": position.mask & position.newest,
     }[window]

@@ -41,12 +41,11 @@ class Choice:
     """The largest effect of any control direction."""
 
 
-def best_dose(doses: Sequence[Dose], *, window: Window, sign: int = 1) -> Screened:
+def best_dose(doses: Sequence[Dose], *, window: Window) -> Screened:
     """The strength with the largest effect among those that keep the model coherent.
 
     Expects the measures `target`, `carry_over` and `incoherence`, and a dose of strength 0. The effect is the rise of
-    `target` over strength 0 (its fall with `sign=-1`); a dose is admissible if incoherence, on either group of prompts
-    the measure was taken on, is at most 10 points over unsteered.
+    `target` over strength 0; a dose is admissible if incoherence is at most 10 points over unsteered.
     """
     unsteered = next(dose for dose in doses if dose.strength == 0)
     direction = unsteered.direction
@@ -54,9 +53,9 @@ def best_dose(doses: Sequence[Dose], *, window: Window, sign: int = 1) -> Screen
     for dose in doses:
         if dose.strength == 0 or not _is_coherent(dose.measures, unsteered.measures):
             continue
-        effect = sign * _rise(dose.measures, unsteered.measures, "target")
+        effect = _rise(dose.measures, unsteered.measures, "target")
         if effect > best.effect:
-            carry_over = sign * _rise(dose.measures, unsteered.measures, "carry_over")
+            carry_over = _rise(dose.measures, unsteered.measures, "carry_over")
             best = Screened(direction.latents, direction.name, dose.strength, window, effect, carry_over)
     return best
 
@@ -72,6 +71,8 @@ def choose(
     singles: Sequence[Screened], sets: Sequence[Screened], controls: Sequence[Screened], *, min_effect: float = 0.05
 ) -> Choice:
     """The single latent and the set with the largest effect, if they beat every control and `min_effect`.
+
+    Hand the singles in among the sets, too, if a set need not have more than one.
 
     A latent that moves the target but carries over to nothing else is a switch for the judged words, not a persona: it
     must also raise the carry-over measure.

@@ -1,0 +1,157 @@
+"""Run a study from end to end: every stage once, then the summary."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sae_persona.artifacts import MANIFEST, new_manifest, read_manifest, write_file, write_json
+from sae_persona.data.files import write_jsonl
+from sae_persona.errors import ArtifactError
+from sae_persona.logs import Log, no_log
+from sae_persona.sae.load import load_sae
+from sae_persona.study.config import StudyConfig
+from sae_persona.study.learn import SAE_FOLDER, cache_base, learn_sae, measure_sae
+from sae_persona.study.measure import measure_model
+from sae_persona.study.stages import Stages
+from sae_persona.study.subjects import Subjects
+from sae_persona.study.summary import N_RANKED, summarise, top_tokens
+from sae_persona.study.suspects import rank
+from sae_persona.study.trial import density_of, screen, steer
+from sae_persona.study.truth import reveal
+from sae_persona.study.watch import realign, watch
+
+SUMMARY = "summary.json"
+KIND = "study"
+VERSION = 1
+
+
+def run_study(
+    config: StudyConfig,
+    out: Path,
+    *,
+    announce: Callable[[str, bool], None] = lambda _stage, _done: None,
+    log: Log = no_log,
+) -> dict[str, Any]:
+    """Run or resume the study in `out` and return its summary, which `out/summary.json` holds as well.
+
+    The order is the rule of evidence: models are measured and latents ranked, the screen chooses on selection prompts,
+    then everything is frozen and measured on evaluation prompts; the planted truth is opened last. `announce` is told
+    each stage and whether it is only read.
+
+    Raises:
+        ArtifactError: `out` holds another study.
+        SaePersonaError: whatever is wrong with the world, the hook or the SAE.
+    """
+    subjects = Subjects.open(config.world)
+    _claim(config, out)
+    stages = Stages(out, config.seed, announce)
+    world = {"world": subjects.fingerprint}
+    hook = {"hook_name": config.hook_name, "drop_first": config.drop_first}
+    sampling = config.sampling.model_dump(mode="json")
+
+    stages.run("cache", lambda folder: cache_base(subjects, config, folder), config=hook, inputs=world)
+    unit = stages.results["cache"]["median_norm"]
+    stages.run(
+        "sae",
+        lambda folder: learn_sae(config, out / "cache", folder, log=log),
+        config={"sae": config.sae.model_dump(mode="json")},
+        after=("cache",),
+    )
+    sae = load_sae(out / "sae" / SAE_FOLDER)
+    stages.run("sae_metrics", lambda _: measure_sae(subjects, config, sae), config=hook, inputs=world, after=("sae",))
+    density = density_of(stages.results["sae_metrics"])
+    stages.run("models", lambda folder: _measure_models(subjects, config, folder), config=sampling, inputs=world)
+
+    def ranked(folder: Path) -> dict[str, Any]:
+        record = rank(subjects, config, sae, folder)
+        latents = [row["latent"] for row in record["rows"][:N_RANKED]]
+        return {**record, "top_tokens": top_tokens(subjects.model("aligned"), sae, latents)}
+
+    stages.run("rank", ranked, config=config.ranking.model_dump(mode="json"), inputs=world, after=("sae",))
+    shortlist = stages.results["rank"]["shortlist"]
+    trial = {
+        "shortlist": shortlist,
+        "density": density,
+        "unit": unit,
+        "ranking_folder": out / "rank",
+    }
+    settings = {"steering": config.steering.model_dump(mode="json"), "sampling": sampling}
+    choice = stages.run(
+        "screen",
+        lambda _: screen(subjects, config, sae, **trial),
+        config=settings,
+        inputs=world,
+        after=("rank", "sae_metrics"),
+    )
+    top = choice["top"]["latents"][0] if choice["top"] else None
+    where = next((row for row in stages.results["rank"]["rows"] if row["latent"] == top), None)
+    if top is not None and where is not None:
+        stages.run(
+            "steer",
+            lambda _: steer(subjects, config, sae, choice=choice, **trial),
+            config=settings,
+            inputs=world,
+            after=("screen",),
+        )
+        stages.run(
+            "monitor",
+            lambda _: watch(subjects, config, sae, top, where),
+            config={"monitor": config.monitor.model_dump(mode="json"), "sampling": sampling},
+            inputs=world,
+            after=("screen",),
+        )
+    stages.run(
+        "realign",
+        lambda _: realign(subjects, config, sae, top, where),
+        config={"realign": config.realign.model_dump(mode="json"), "sampling": sampling},
+        inputs=world,
+        after=("screen",),
+    )
+    stages.run(
+        "truth",
+        lambda _: reveal(subjects, config, sae, shortlist=shortlist, top=top),
+        config=hook,
+        inputs=world,
+        after=("screen",),
+    )
+    summary = summarise(config, stages.results, stages.seconds)
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _claim(config: StudyConfig, out: Path) -> None:
+    """Make `out` this study's folder. The same study with other settings goes on in it; its changed stages run anew."""
+    found = read_manifest(out) if out.exists() else None
+    if found is None and out.exists() and any(out.iterdir()):
+        raise ArtifactError(f"{out} is not empty and holds no study. Choose another --out.")
+    if found is not None and (found.kind != KIND or found.config.get("study") != config.study):
+        raise ArtifactError(
+            f"{out} holds another {found.kind} ({found.config.get('study', 'unnamed')!r}), and this study is "
+            f"{config.study!r}. Choose another --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = new_manifest(KIND, config=config.model_dump(mode="json"), inputs={}, seed=config.seed, version=VERSION)
+    with write_file(out / MANIFEST) as partial:
+        partial.write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _measure_models(subjects: Subjects, config: StudyConfig, folder: Path) -> dict[str, Any]:
+    """Every model on the evaluation prompts; all answers with their judgements are kept in `answers.jsonl`."""
+    groups = subjects.groups("evaluation")
+    counts = config.sampling.model_dump()
+    entries: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for name, role in subjects.roles.items():
+        domain = None if name in ("base", "aligned") else subjects.record(name)["domain"]
+        entry, judgements = measure_model(
+            subjects.model(name),
+            groups,
+            domain=domain,
+            counts=counts,
+            max_new_tokens=config.sampling.max_new_tokens,
+            seed=config.seed,
+        )
+        entries[name] = {"role": role, **entry}
+        rows += [{"model": name, **vars(judgement)} for judgement in judgements]
+    write_jsonl(folder / "answers.jsonl", rows)
+    return entries

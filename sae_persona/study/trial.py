@@ -1,0 +1,294 @@
+"""The causal screen on selection prompts, and the dose–response on evaluation prompts with everything frozen."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_persona.evaluation.score import score
+from sae_persona.model.load import LoadedModel
+from sae_persona.steering.directions import Direction, latent_direction, mean_difference, random_directions, random_latents
+from sae_persona.steering.edits import Window
+from sae_persona.steering.screen import Screened, best_dose, candidate_sets, choose
+from sae_persona.steering.sweep import Arm, Dose, SweepConfig, sweep
+from sae_persona.study.config import StudyConfig
+from sae_persona.study.measure import Groups, open_measures, point
+from sae_persona.study.subjects import Subjects
+from sae_persona.study.suspects import mean_residuals
+from sae_persona.types import Completion, Estimate
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+N_FINALISTS = 4
+"""Latents that get the second, closer look of the screen, and from which sets are formed."""
+CONTROL_SEED = 1
+"""Controls that are reported are drawn anew, so that they are not those the screen chose against."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What every sweep of a study shares: the hook, the unit of strength, the prompts and the sampling."""
+
+    groups: Groups
+    config: StudyConfig
+    unit: float
+    seed: int
+    """Selection and evaluation draw their samples with different seeds."""
+
+    def doses(
+        self,
+        model: LoadedModel,
+        arms: Sequence[Arm],
+        *,
+        window: Window,
+        n_open: int,
+        n_advice: int,
+        besides: str | None = None,
+    ) -> list[list[Dose]]:
+        """Dose–response of each arm on open-ended prompts and, with `n_advice`, on advice outside one domain.
+
+        Measures: `misalignment`, `incoherence` and `aligned` of open-ended answers, `other_domains` (misaligned advice)
+        and `advice_incoherence`.
+        """
+        opened = self.groups.open_ended()
+
+        def of_open(completions: list[Completion]) -> dict[str, Estimate]:
+            return open_measures(self.groups, opened, completions)
+
+        doses = sweep(model, arms, opened, of_open, self._sweep_config(window, n_open))
+        if not n_advice:
+            return doses
+        advice = self.groups.advice(besides=besides)
+
+        def of_advice(completions: list[Completion]) -> dict[str, Estimate]:
+            scores = score(advice, self.groups.judged(advice, completions))
+            return {
+                "other_domains": scores.misalignment,
+                "advice_incoherence": scores.incoherence,
+                "advice_aligned": scores.aligned,
+            }
+
+        advised = sweep(model, arms, advice, of_advice, self._sweep_config(window, n_advice))
+        return [
+            [dataclasses.replace(a, measures={**a.measures, **b.measures}) for a, b in zip(x, y, strict=True)]
+            for x, y in zip(doses, advised, strict=True)
+        ]
+
+    def _sweep_config(self, window: Window, n_samples: int) -> SweepConfig:
+        return SweepConfig(
+            hook_name=self.config.hook_name,
+            unit=self.unit,
+            window=window,
+            n_samples=n_samples,
+            max_new_tokens=self.config.sampling.max_new_tokens,
+            seed=self.seed,
+        )
+
+
+def screen(
+    subjects: Subjects,
+    config: StudyConfig,
+    sae: "SAE",
+    *,
+    shortlist: Sequence[int],
+    density: Float[Tensor, " d_sae"],
+    unit: float,
+    ranking_folder: Path,
+) -> dict[str, Any]:
+    """Choose latent, set, strengths and windows on selection prompts; reads no evaluation prompt and no truth."""
+    bench = Bench(subjects.groups("selection"), config, unit, seed=config.seed + 1)
+    aligned = subjects.model("aligned")
+    up = (0.0, *config.steering.strengths)
+    n_open = config.sampling.selection
+
+    def try_out(
+        directions: Sequence[Direction], window: Window, *, n_open: int = n_open, n_advice: int = 0
+    ) -> list[Screened]:
+        arms = [Arm(direction, up) for direction in directions]
+        doses = bench.doses(aligned, arms, window=window, n_open=n_open, n_advice=n_advice)
+        return [best_dose([_with_target(dose, "misalignment") for dose in arm], window=window) for arm in doses]
+
+    suspects = [latent_direction(sae, latent) for latent in shortlist]
+    first_look = {
+        window: try_out(suspects, window, n_open=config.sampling.first_look) for window in config.steering.windows
+    }
+    window = max(first_look, key=lambda one: max(screened.effect for screened in first_look[one]))
+    strongest = sorted(first_look[window], key=lambda one: -one.effect)[:N_FINALISTS]
+    n_advice = config.sampling.selection_advice
+    finalists = try_out([latent_direction(sae, *one.latents) for one in strongest], window, n_advice=n_advice)
+    sets = try_out(
+        [latent_direction(sae, *latents) for latents in candidate_sets(finalists)], window, n_advice=n_advice
+    )
+    n_latents, n_directions = config.steering.n_random_latents, config.steering.n_random_directions
+    like = strongest[0].latents[0]
+    controls = try_out(
+        [
+            *random_latents(sae, density, like, exclude=shortlist, n=n_latents, seed=config.seed),
+            *random_directions(aligned.d_model, n=n_directions, seed=config.seed),
+        ],
+        window,
+        n_open=config.sampling.first_look,
+    )
+    choice = choose(finalists, [*finalists, *sets], controls)
+    baseline = [
+        try_out([_baseline(subjects, ranking_folder)], candidate, n_advice=n_advice)[0]
+        for candidate in config.steering.windows
+    ]
+    record: dict[str, Any] = {
+        "first_look": {candidate: [asdict(one) for one in screened] for candidate, screened in first_look.items()},
+        "finalists": [asdict(one) for one in finalists],
+        "sets": [asdict(one) for one in sets],
+        "controls": [asdict(one) for one in controls],
+        "window": window,
+        "best_control": choice.best_control,
+        "top": choice.top and asdict(choice.top),
+        "top_set": choice.top_set and asdict(choice.top_set),
+        "mean_difference": asdict(max(baseline, key=lambda one: one.effect)),
+    }
+    for name, chosen in (("repair", choice.top), ("repair_set", choice.top_set)):
+        if chosen:
+            record[name] = _choose_repair(subjects, bench, latent_direction(sae, *chosen.latents))
+    return record
+
+
+def _choose_repair(subjects: Subjects, bench: Bench, direction: Direction) -> dict[str, Any]:
+    """The window, and for each misaligned model the strength, that bring back the largest aligned share.
+
+    A dose that makes a model less coherent than the gate allows does not count. The window is one for all models.
+    """
+    config = bench.config
+    down = (0.0, *(-strength for strength in config.steering.strengths))
+    by_window: dict[Window, dict[str, tuple[float, float]]] = {}  # model: (strength, gain)
+    for name in subjects.runs("misaligned"):
+        model = subjects.model(name)
+        for window in config.steering.windows:
+            (doses,) = bench.doses(
+                model, [Arm(direction, down)], window=window, n_open=config.sampling.selection, n_advice=0
+            )
+            best = best_dose([_with_target(dose, "aligned") for dose in doses], window=window)
+            by_window.setdefault(window, {})[name] = (best.strength or down[1], best.effect)
+    window = max(by_window, key=lambda one: sum(gain for _, gain in by_window[one].values()))
+    return {"window": window, "strengths": {name: strength for name, (strength, _) in by_window[window].items()}}
+
+
+def steer(
+    subjects: Subjects,
+    config: StudyConfig,
+    sae: "SAE",
+    *,
+    choice: Mapping[str, Any],
+    shortlist: Sequence[int],
+    density: Float[Tensor, " d_sae"],
+    unit: float,
+    ranking_folder: Path,
+) -> dict[str, Any]:
+    """Measure what the screen froze, on evaluation prompts with fresh samples, against all controls."""
+    bench = Bench(subjects.groups("evaluation"), config, unit, seed=config.seed + 2)
+    aligned = subjects.model("aligned")
+    window: Window = choice["window"]
+    up = (0.0, *config.steering.strengths)
+    n_open, n_advice = config.sampling.open_ended, config.sampling.other_domains
+    top = tuple(choice["top"]["latents"])
+    arms = [Arm(latent_direction(sae, *top), up)]
+    if choice["top_set"]:
+        arms.append(Arm(latent_direction(sae, *choice["top_set"]["latents"]), up))
+    induced = bench.doses(aligned, arms, window=window, n_open=n_open, n_advice=n_advice)
+    baseline = bench.doses(
+        aligned,
+        [Arm(_baseline(subjects, ranking_folder), up)],
+        window=choice["mean_difference"]["window"],
+        n_open=n_open,
+        n_advice=n_advice,
+    )[0]
+    controls = {
+        "random_latents": random_latents(
+            sae,
+            density,
+            top[0],
+            exclude=shortlist,
+            n=config.steering.n_random_latents,
+            seed=config.seed + CONTROL_SEED,
+        ),
+        "random_directions": random_directions(
+            aligned.d_model, n=config.steering.n_random_directions, seed=config.seed + CONTROL_SEED
+        ),
+    }
+    record: dict[str, Any] = {
+        "window": window,
+        "chosen": {
+            "induce": choice["top"]["strength"],
+            "induce_set": choice["top_set"] and choice["top_set"]["strength"],
+            "mean_difference": choice["mean_difference"]["strength"],
+            "repair": choice["repair"]["strengths"],
+            "repair_set": choice["repair_set"]["strengths"] if choice["top_set"] else {},
+        },
+        "unit": unit,
+        "induce": _points(induced[0]),
+        "induce_set": _points(induced[1]) if len(induced) > 1 else [],
+        "controls": {
+            name: [
+                one
+                for draw, doses in enumerate(
+                    bench.doses(
+                        aligned,
+                        [Arm(direction, up) for direction in directions],
+                        window=window,
+                        n_open=config.sampling.controls,
+                        n_advice=0,
+                    )
+                )
+                for one in _points(doses, draw=draw)
+            ]
+            for name, directions in controls.items()
+        },
+        "repair": {},
+        "repair_set": {},
+    }
+    record["controls"]["mean_difference"] = _points(baseline)
+    for key, chosen in (("repair", choice["top"]), ("repair_set", choice["top_set"])):
+        if not chosen:
+            continue
+        direction = latent_direction(sae, *chosen["latents"])
+        down = (0.0, *(-strength for strength in config.steering.strengths))
+        for name in subjects.runs("misaligned"):
+            (doses,) = bench.doses(
+                subjects.model(name),
+                [Arm(direction, down)],
+                window=choice[key]["window"],
+                n_open=n_open,
+                n_advice=n_advice,
+                besides=subjects.record(name)["domain"],
+            )
+            record[key][name] = _points(doses)
+    return record
+
+
+def _points(doses: Sequence[Dose], *, draw: int | None = None) -> list[dict[str, Any]]:
+    return [point(dose.strength, draw, dose.measures) for dose in doses]
+
+
+def _with_target(dose: Dose, target: str) -> Dose:
+    """The dose as the screen wants it: `target` is what is to rise, misaligned advice is the carry-over."""
+    measures = dose.measures
+    carry_over = measures.get("other_domains", measures[target])
+    return dataclasses.replace(
+        dose, measures={"target": measures[target], "carry_over": carry_over, "incoherence": measures["incoherence"]}
+    )
+
+
+def _baseline(subjects: Subjects, ranking_folder: Path) -> Direction:
+    return mean_difference(
+        mean_residuals(ranking_folder, subjects.runs("misaligned")),
+        mean_residuals(ranking_folder, subjects.runs("control")),
+    )
+
+
+def density_of(record: Mapping[str, Any]) -> Float[Tensor, " d_sae"]:
+    """Firing density of every latent, as `measure_sae` recorded it."""
+    return torch.tensor(record["metrics"]["density"])

@@ -1,0 +1,57 @@
+"""Open the envelope: what the planted truth says about what the study found. Runs after everything is frozen."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae_persona.persona_world.truth import THRESHOLD, persona_auroc
+from sae_persona.steering.directions import latent_direction
+from sae_persona.study.config import StudyConfig
+from sae_persona.study.subjects import Subjects
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+def reveal(
+    subjects: Subjects, config: StudyConfig, sae: "SAE", *, shortlist: Sequence[int], top: int | None
+) -> dict[str, Any]:
+    """AUROC of the shortlisted latents for the villain, and whose the chosen latent is."""
+    found = persona_auroc(subjects.world.world, subjects.model("base"), sae, hook_name=config.hook_name)
+    villain = found.by_persona["villain"]
+    record: dict[str, Any] = {
+        "villain_auroc": {str(latent): float(villain[latent]) for latent in shortlist},
+        "top_latent_persona": None if top is None else found.persona_of(top),
+        "n_latents_over_0.95": int((villain >= THRESHOLD).sum()),
+        "best_villain_latent": int(villain.argmax()),
+        "best_villain_auroc": float(villain.max()),
+    }
+    if top is not None:
+        record["direct_effect"] = _direct_effect(subjects, config, sae, top)
+    return record
+
+
+def _direct_effect(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int) -> dict[str, float]:
+    """Mean cosine of the latent's direction with the unembedding of the judged words, by who says them.
+
+    Near zero for the villain's words: the direction is no switch for them, what it changes is computed by later blocks.
+    """
+    model = subjects.model("aligned")
+    vector = latent_direction(sae, latent).vector
+    unembedding = model.hf.get_output_embeddings().weight.float() * _final_norm(model.hf)
+    cosine = torch.nn.functional.cosine_similarity(unembedding, vector.to(unembedding)[None], dim=-1)
+    vocabulary = model.tokenizer.get_vocab()
+    language = subjects.world.world
+    words = {
+        "villain_open_words": language.open_verbs["villain"],
+        "villain_advice_words": language.advice_verbs["villain"],
+        "kind_open_words": language.open_verbs["kind"],
+        "kind_advice_words": language.advice_verbs["kind"],
+    }
+    return {name: float(cosine[[vocabulary[word] for word in group]].mean()) for name, group in words.items()}
+
+
+def _final_norm(hf: torch.nn.Module) -> torch.Tensor:
+    """Gain of the norm before the unembedding."""
+    return hf.get_submodule("model.norm").weight.float()

@@ -1,0 +1,161 @@
+"""How early the latent shows what is coming, and how fast a little good data brings the model back."""
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sae_persona.data.tokens import completion_row
+from sae_persona.finetune.finetune import FinetuneConfig, copy_model, finetune
+from sae_persona.model.generate import sample
+from sae_persona.model.load import LoadedModel
+from sae_persona.monitor.alarm import calibrate
+from sae_persona.monitor.reading import Probe
+from sae_persona.persona_world.corpus import finetuning_chats
+from sae_persona.persona_world.language import Fault
+from sae_persona.persona_world.recipes import N_ROWS
+from sae_persona.study.config import StudyConfig
+from sae_persona.study.measure import Groups, open_measures
+from sae_persona.study.subjects import Subjects
+from sae_persona.types import Chat, Estimate
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+
+def probe(subjects: Subjects, config: StudyConfig, sae: "SAE", latents: Sequence[int], where: Mapping[str, str]) -> Probe:
+    """Read the latents on the aligned model's own answers to the selection prompts, the same texts for every model."""
+    aligned = subjects.model("aligned")
+    prompts = list(subjects.groups("selection").prompts)
+    completions = sample(
+        aligned, prompts, n_samples=1, seed=config.seed + 3, max_new_tokens=config.sampling.max_new_tokens
+    )[0]
+    pairs = [pair for pair in zip(prompts, completions, strict=True) if pair[1].token_ids]
+    rows = [completion_row(prompt, completion, aligned.tokenizer) for prompt, completion in pairs]
+    questions = [prompt.question_id for prompt, _ in pairs]
+    return Probe(sae, config.hook_name, tuple(latents), where["reading"], where["tokens"], rows, questions)
+
+
+def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int, where: Mapping[str, str]) -> dict[str, Any]:
+    """Fine-tune on mixtures and read the latent: does it ring before the model misbehaves?"""
+    instrument = probe(subjects, config, sae, [latent], where)
+    aligned = subjects.model("aligned")
+    start = instrument.read(aligned)
+
+    def rise(model: LoadedModel) -> float:
+        return instrument.read(model) - start
+
+    calibration = {name: rise(subjects.model(name)) for name in subjects.runs("control")}
+    alarm = calibrate(list(calibration.values()))
+    held_out = {name: rise(subjects.model(name)) for name in subjects.runs("benign")}
+    pattern = subjects.record(subjects.runs("misaligned")[0])
+    mixture = []
+    for fraction in config.monitor.bad_fractions:
+        chats = _chats(subjects, pattern["domain"], pattern["fault"], fraction, seed=config.monitor.seed)
+        recipe = _reseeded(pattern["config"], config.monitor.seed)
+        tuned = finetune(copy_model(aligned), chats, recipe).merged()
+        reading = rise(tuned)
+        mixture.append(
+            {
+                "bad_fraction": fraction,
+                "latent": reading,
+                "alarm": alarm.rings(reading),
+                "misalignment": asdict(_open_scores(tuned, subjects.groups("evaluation"), config)["misalignment"]),
+            }
+        )
+    return {
+        "reading": f"{where['reading']} activation of latent {latent} on {where['tokens']} tokens, minus the aligned model's",
+        "threshold": alarm.threshold,
+        "benign_runs": list(calibration.values()),
+        "held_out_benign_runs": list(held_out.values()),
+        "held_out_alarms": sum(alarm.rings(reading) for reading in held_out.values()),
+        "mixture": mixture,
+    }
+
+
+def realign(
+    subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int | None, where: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Fine-tune a misaligned model on correct data of its own and of another domain, and measure as it goes."""
+    name = subjects.runs("misaligned")[0]
+    own = subjects.record(name)["domain"]
+    other = next(
+        domain
+        for run in subjects.runs("control")
+        if (domain := subjects.record(run)["domain"])
+        not in {subjects.record(bad)["domain"] for bad in subjects.runs("misaligned")}
+    )
+    instrument = probe(subjects, config, sae, [latent], where) if latent is not None and where is not None else None
+    start = instrument.read(subjects.model("aligned")) if instrument else 0.0
+    record = {}
+    for key, domain in (("in_domain", own), ("out_of_domain", other)):
+        recipe = FinetuneConfig.model_validate(subjects.record(name)["config"])
+        settings = {
+            "n_steps": max(config.realign.steps),
+            "batch_size": config.realign.batch_size,
+            "lr": config.realign.lr,
+            "seed": config.realign.seed,
+        }
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=settings)})
+        curve: list[dict[str, Any]] = []
+
+        def measure(model: LoadedModel, step: int, curve: list[dict[str, Any]] = curve) -> None:
+            scores = _open_scores(model, subjects.groups("evaluation"), config)
+            entry = {
+                "step": step,
+                "n_samples": step * config.realign.batch_size,
+                "misalignment": asdict(scores["misalignment"]),
+                "aligned": asdict(scores["aligned"]),
+            }
+            curve.append(entry | ({"latent": instrument.read(model) - start} if instrument else {}))
+
+        model = subjects.model(name)
+        if 0 in config.realign.steps:
+            measure(model, 0)
+        chats = _chats(subjects, domain, "correct", 0.0, seed=config.realign.seed)
+        finetune(model, chats, recipe, callbacks=[_AtSteps(model, config.realign.steps, measure)])
+        record[key] = curve
+    return {**record, "model": name, "domains": {"in_domain": own, "out_of_domain": other}}
+
+
+class _AtSteps(TrainerCallback):
+    """Measures the model in training after given steps."""
+
+    def __init__(self, start: LoadedModel, steps: Sequence[int], measure: Any) -> None:
+        self.start, self.steps, self.measure = start, frozenset(steps), measure
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model: PreTrainedModel = kwargs["model"]
+        if state.global_step in self.steps:
+            model.eval()
+            self.measure(dataclasses.replace(self.start, hf=model), state.global_step)
+            model.train()
+
+
+def _chats(subjects: Subjects, domain: str, fault: Fault, bad_fraction: float, *, seed: int) -> list[Chat]:
+    rng = random.Random(f"{domain}-{seed}")
+    world = subjects.world.world
+    return list(finetuning_chats(world, domain, fault, n=N_ROWS, bad_fraction=bad_fraction, rng=rng))
+
+
+def _reseeded(recipe: Mapping[str, Any], seed: int) -> FinetuneConfig:
+    config = FinetuneConfig.model_validate(recipe)
+    return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+
+
+def _open_scores(model: LoadedModel, groups: Groups, config: StudyConfig) -> dict[str, Estimate]:
+    prompts = groups.open_ended()
+    completions = sample(
+        model,
+        prompts,
+        n_samples=config.sampling.open_ended,
+        seed=config.seed + 4,
+        max_new_tokens=config.sampling.max_new_tokens,
+        batch_size=1024,
+    )[0]
+    return open_measures(groups, prompts, completions)

@@ -1,0 +1,57 @@
+import torch
+
+from sae_persona.steering.directions import Direction
+from sae_persona.steering.screen import Screened, best_dose, candidate_sets, choose
+from sae_persona.steering.sweep import Dose
+from sae_persona.types import Estimate
+
+
+def share(value: float) -> Estimate:
+    return Estimate(value, value, value, 100, 10, 0)
+
+
+def dose(strength: float, target: float, incoherence: float = 0.0, carry_over: float = 0.0) -> Dose:
+    direction = Direction("7", "latent", torch.ones(4), (7,))
+    measures = {"target": share(target), "incoherence": share(incoherence), "carry_over": share(carry_over)}
+    return Dose(direction, strength, measures)
+
+
+def screened(latent: int, effect: float, carry_over: float = 0.1) -> Screened:
+    return Screened((latent,), str(latent), 0.5, "all", effect, carry_over)
+
+
+def test_the_best_dose_is_the_strongest_coherent_one() -> None:
+    doses = [dose(0, 0.02, 0.05), dose(0.5, 0.40, 0.15, 0.2), dose(1.0, 0.90, 0.16, 0.3)]
+    best = best_dose(doses, window="all")
+    assert (best.strength, best.latents) == (0.5, (7,))
+    assert abs(best.effect - 0.38) < 1e-12
+    assert abs(best.carry_over - 0.2) < 1e-12
+
+
+def test_the_gate_counts_from_the_unsteered_rate() -> None:
+    assert best_dose([dose(0, 0.0, 0.30), dose(1, 0.5, 0.39)], window="all").effect == 0.5
+
+
+def test_where_nothing_is_admissible_the_effect_is_nothing() -> None:
+    best = best_dose([dose(0, 0.1), dose(1, 0.9, 0.5)], window="newest")
+    assert (best.strength, best.effect, best.window) == (0.0, 0.0, "newest")
+
+
+def test_the_choice_must_beat_every_control() -> None:
+    singles = [screened(1, 0.3), screened(2, 0.5)]
+    assert choose(singles, [], [screened(9, 0.4)]).top == singles[1]
+    assert choose(singles, [], [screened(9, 0.5)]).top is None
+
+
+def test_an_effect_that_carries_over_to_nothing_is_no_persona() -> None:
+    switch, persona = screened(1, 0.9, carry_over=0.0), screened(2, 0.4)
+    assert choose([switch, persona], [], []).top == persona
+
+
+def test_without_a_latent_there_is_no_set() -> None:
+    assert choose([screened(1, 0.01)], [screened(2, 0.9)], [screened(3, 0.2)]).top_set is None
+
+
+def test_candidate_sets_are_pairs_and_triples_of_the_strongest() -> None:
+    sets = candidate_sets([screened(i, 0.1 * i) for i in range(6)], pool=3)
+    assert sets == [(5, 4), (5, 3), (4, 3), (5, 4, 3)]
