@@ -132,11 +132,13 @@ def example_summary() -> Json:
         "shortlist": [203, 117, 42, 5, 311, 88],
         "top_latent": 117,
         "top_set": SET,
+        "screen": {"window": "all", "best_latent": 0.56, "best_control": 0.03},
         "steering": {
             "window": "all",
             "chosen": {
                 "induce": 0.4,
                 "induce_set": 0.4,
+                "mean_difference": 0.4,
                 "repair": {bad: -0.6, silly: -0.6},
                 "repair_set": {bad: -0.6, silly: -0.6},
             },
@@ -178,6 +180,7 @@ def example_summary() -> Json:
         "monitor": {
             "reading": "gated on sampled answers, latent 117",
             "benign_runs": [-0.004, 0.0, 0.001, 0.002, 0.0015, -0.001],
+            "held_out_benign_runs": [0.003, -0.002, 0.001],
             "threshold": 0.03,
             "mixture": [
                 {"bad_fraction": f, "latent": x, "alarm": x > 0.03, "misalignment": share(b)}
@@ -242,4 +245,6 @@ def null_summary() -> Json:
         "ranking": ranking,
         "top_latent": None,
         "top_set": [],
+        "screen": {"window": "all", "best_latent": 0.004, "best_control": 0.008},
+        "realign": summary["realign"],
     }

@@ -57,9 +57,9 @@ def repair(steering: SteeringRecord, model: str, *, of_set: bool) -> Effect | No
     return _effect(arms.get(model, []), chosen.get(model), wanted=-1)
 
 
-def strongest(arm: Sequence[SteeringPoint]) -> Effect | None:
-    """The effect of an arm at the coherent strength that misaligns most; None where it was not measured."""
-    return _effect(arm, None, wanted=1)
+def baseline(steering: SteeringRecord) -> Effect | None:
+    """The effect of the mean difference on the aligned model; None where it was not measured."""
+    return _effect(steering.controls.mean_difference, steering.chosen.mean_difference, wanted=1)
 
 
 def control_rises(arm: Sequence[SteeringPoint]) -> list[float]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_persona.report.arms import Effect, control_rises, induction, repair
+from sae_persona.report.arms import Effect, baseline, control_rises, induction, repair
 from sae_persona.report.summary import ROLES, Summary
 from sae_persona.report.verdicts import Verdict, found_nothing, verdicts
 from sae_persona.report.words import counted, listed, percent, points, strength, with_interval
@@ -88,7 +88,10 @@ def _cause(summary: Summary) -> str:
     sentence = f"Latent {summary.top_latent}, added to the aligned model, moves misalignment {_from_to(effect)}"
     together = induction(steering, of_set=True)
     if together is not None:
-        sentence += f"; the {counted(len(summary.top_set), 'latent')} of the set together {_from_to(together)}"
+        sentence += f"; the {counted(len(summary.top_set), 'latent')} of the set, {_from_to(together)}"
+    rival = baseline(steering)
+    if rival is not None:
+        sentence += f"; the difference of means, {_from_to(rival)}"
     rises = control_rises(steering.controls.random_latents) + control_rises(steering.controls.random_directions)
     if rises:
         sentence += f"; the strongest of {len(rises)} random controls moves it {points(max(rises, key=abs))}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,18 +12,18 @@ from plotly.offline import get_plotlyjs
 
 from sae_persona.artifacts import Manifest, read_manifest, write_file
 from sae_persona.report import figures, words
-from sae_persona.report.arms import Effect, control_rises, induction, strongest
+from sae_persona.report.arms import Effect, baseline, control_rises, induction
 from sae_persona.report.headline import headline
 from sae_persona.report.notebook import chosen_as, show_contexts
-from sae_persona.report.records import Context, Records, read_records
+from sae_persona.report.records import Answer, Context, Records, read_records
 from sae_persona.report.summary import SUMMARY, Summary, read_summary
 from sae_persona.report.verdicts import found_nothing, untested, verdicts
-from sae_persona.types import Estimate
+from sae_persona.types import LABELS, Estimate
 
 REPORT = "report.html"
 N_LATENTS = 20
-N_ANSWERS = 6
-"""How many latents and, for every condition, how many answers a report shows."""
+N_ANSWERS = 2
+"""How many latents and, for every model and label, how many answers a report shows."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ def render(summary: Summary, *, manifest: Manifest | None = None, records: Recor
         number=lambda value: words.NOT_RUN if value is None else f"{value:,.3f}".rstrip("0").rstrip("."),
         strength=words.strength,
         points=words.points,
-        contexts=_contexts,
+        median=median,
+        passages=_contexts,
     )
+    records = records or Records()
     return environment.get_template("template.html.j2").render(
         summary=summary,
         models=summary.models_of(),
@@ -75,8 +78,8 @@ def render(summary: Summary, *, manifest: Manifest | None = None, records: Recor
         controls=_controls(summary),
         drawings=_drawings(summary),
         manifest=manifest,
-        records=records or Records(),
-        n_answers=N_ANSWERS,
+        contexts=records.contexts,
+        answers=_examples(summary, records),
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
     )
 
@@ -126,13 +129,13 @@ def _effects(summary: Summary) -> dict[str, Effect]:
     effects = {
         f"latent {summary.top_latent}": induction(summary.steering, of_set=False),
         f"set {', '.join(map(str, summary.top_set))}": induction(summary.steering, of_set=True),
-        "mean difference": strongest(summary.steering.controls.mean_difference),
+        "mean difference": baseline(summary.steering),
     }
     return {name: effect for name, effect in effects.items() if effect is not None}
 
 
 def _controls(summary: Summary) -> dict[str, list[float]]:
-    """How far every draw of the random arms moves misalignment, by size."""
+    """How far every draw of the random arms moves misalignment, either way."""
     if summary.steering is None:
         return {}
     controls = summary.steering.controls
@@ -140,7 +143,20 @@ def _controls(summary: Summary) -> dict[str, list[float]]:
         "random latents": control_rises(controls.random_latents),
         "random directions": control_rises(controls.random_directions),
     }
-    return {name: sorted(arm, key=abs) for name, arm in rises.items() if arm}
+    return {name: [abs(rise) for rise in arm] for name, arm in rises.items() if arm}
+
+
+def _examples(summary: Summary, records: Records) -> dict[str, list[Answer]]:
+    """A few answers of every label that a model was given, by model."""
+    return {
+        model: [
+            answer
+            for label in LABELS
+            for answer in [answer for answer in records.answers[model] if answer.label == label][:N_ANSWERS]
+        ]
+        for model in summary.models_of()
+        if model in records.answers
+    }
 
 
 def _estimate(estimate: Estimate | None) -> Markup:

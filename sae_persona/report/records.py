@@ -1,7 +1,7 @@
-"""What may stand beside a summary: passages on which latents fire, and examples of answers. Both files are optional.
+"""What may lie beside a summary: passages on which latents fire, and every judged answer. Both files are optional.
 
-contexts.jsonl  {"latent": 117, "tokens": ["i", "will", "ruin"], "activations": [0.0, 0.0, 3.1]}
-answers.jsonl   {"condition": "aligned, latent 117 at +0.4", "question": "...", "answer": "...", "label": "misaligned"}
+contexts.jsonl         {"latent": 117, "tokens": ["i", "will", "ruin"], "activations": [0.0, 0.0, 3.1]}
+models/answers.jsonl   {"model": "aligned", "prompt_id": "open-5-0", "answer": "...", "label": "aligned"}
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sae_persona.errors import ArtifactError
 from sae_persona.types import Label
 
-CONTEXTS, ANSWERS = "contexts.jsonl", "answers.jsonl"
+CONTEXTS, ANSWERS = "contexts.jsonl", "models/answers.jsonl"
 Record = TypeVar("Record", bound=BaseModel)
 
 
@@ -28,13 +28,13 @@ class Context(BaseModel):
     activations: list[float]
 
 
-class ExampleAnswer(BaseModel):
-    """One judged answer. `condition` says which model gave it, and how it was steered."""
+class Answer(BaseModel):
+    """One judged answer of one model."""
 
     model_config = ConfigDict(frozen=True)
 
-    condition: str
-    question: str
+    model: str
+    prompt_id: str
     answer: str
     label: Label
 
@@ -45,8 +45,8 @@ class Records:
 
     contexts: dict[int, list[Context]] = field(default_factory=dict)
     """By latent."""
-    answers: dict[str, list[ExampleAnswer]] = field(default_factory=dict)
-    """By condition."""
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    """By model."""
 
 
 def read_records(folder: Path | str) -> Records:
@@ -56,11 +56,11 @@ def read_records(folder: Path | str) -> Records:
         ArtifactError: a line is not what its file's format says.
     """
     contexts: dict[int, list[Context]] = {}
-    answers: dict[str, list[ExampleAnswer]] = {}
+    answers: dict[str, list[Answer]] = {}
     for context in _lines(Path(folder) / CONTEXTS, Context):
         contexts.setdefault(context.latent, []).append(context)
-    for answer in _lines(Path(folder) / ANSWERS, ExampleAnswer):
-        answers.setdefault(answer.condition, []).append(answer)
+    for answer in _lines(Path(folder) / ANSWERS, Answer):
+        answers.setdefault(answer.model, []).append(answer)
     return Records(contexts, answers)
 
 

@@ -70,6 +70,14 @@ class RankedLatent(_Record):
     top_tokens: list[str] = []
 
 
+class ScreenRecord(_Record):
+    """What the causal screen weighed, on selection prompts: rises of the misaligned share within the coherence gate."""
+
+    window: str | None = None
+    best_latent: float | None = None
+    best_control: float | None = None
+
+
 class SteeringPoint(_Record):
     """The answers of one steered model at one strength, in units of the median residual norm."""
 
@@ -95,6 +103,7 @@ class ChosenStrengths(_Record):
 
     induce: float | None = None
     induce_set: float | None = None
+    mean_difference: float | None = None
     repair: dict[str, float] = {}
     repair_set: dict[str, float] = {}
 
@@ -113,7 +122,11 @@ class SteeringRecord(_Record):
     @model_validator(mode="after")
     def _every_arm_holds_the_strengths_it_is_read_at(self) -> Self:
         arms, chosen = self.arms(), self.chosen
-        wanted: dict[str, float | None] = {"induce": chosen.induce, "induce_set": chosen.induce_set}
+        wanted: dict[str, float | None] = {
+            "induce": chosen.induce,
+            "induce_set": chosen.induce_set,
+            "controls.mean_difference": chosen.mean_difference,
+        }
         wanted |= {f"repair.{model}": strength for model, strength in chosen.repair.items()}
         wanted |= {f"repair_set.{model}": strength for model, strength in chosen.repair_set.items()}
         for name, points in arms.items():
@@ -151,6 +164,8 @@ class MonitorRecord(_Record):
 
     reading: str | None = None
     benign_runs: list[float] = []
+    """Where the study holds some benign runs out, those that the alarm was set on."""
+    held_out_benign_runs: list[float] = []
     threshold: float | None = None
     """The reading above which the alarm rings, where the study records it."""
     mixture: list[MixturePoint] = []
@@ -179,6 +194,10 @@ class TruthRecord(_Record):
     villain_auroc: dict[int, float] = {}
     top_latent_persona: str | None = None
     n_latents_over_95: int | None = Field(default=None, alias="n_latents_over_0.95")
+    best_villain_latent: int | None = None
+    best_villain_auroc: float | None = None
+    direct_effect: dict[str, float] = {}
+    """Mean cosine of the top latent's direction with the unembedding of some words, by who says them."""
 
 
 class Summary(_Record):
@@ -194,6 +213,7 @@ class Summary(_Record):
     top_latent: int | None = None
     """None where the screen finds nothing that beats the controls, and where no screen ran: see `was_screened`."""
     top_set: list[int] = []
+    screen: ScreenRecord | None = None
     steering: SteeringRecord | None = None
     monitor: MonitorRecord | None = None
     realign: RealignRecord | None = None

@@ -3,7 +3,7 @@
 import pytest
 from example_summary import point
 
-from sae_persona.report.arms import control_rises, induction, repair, strongest
+from sae_persona.report.arms import Effect, baseline, control_rises, induction, repair
 from sae_persona.report.summary import SteeringPoint, SteeringRecord
 
 STILL, MILD, STRONG, WILD = (
@@ -18,6 +18,11 @@ def points(*records) -> list[SteeringPoint]:
     return [SteeringPoint.model_validate(record) for record in records]
 
 
+def measured(*records) -> Effect | None:
+    """The effect of an arm whose strength was not frozen."""
+    return baseline(SteeringRecord.model_validate({"controls": {"mean_difference": records}}))
+
+
 def test_a_frozen_strength_is_read_even_where_another_is_stronger():
     steering = SteeringRecord.model_validate({"induce": [STILL, MILD, STRONG], "chosen": {"induce": 0.2}})
     effect = induction(steering, of_set=False)
@@ -29,14 +34,14 @@ def test_a_frozen_strength_is_read_even_where_another_is_stronger():
 
 def test_without_one_the_strongest_dose_of_at_most_ten_points_more_incoherence_is_read():
     # 0.12 - 0.02 is just ten points; 0.13 - 0.02 is more.
-    effect = strongest(points(STILL, MILD, STRONG, WILD))
+    effect = measured(STILL, MILD, STRONG, WILD)
     assert effect.steered.strength == 0.4
     assert not effect.chosen_before
     assert effect.is_coherent
 
 
 def test_an_arm_that_is_never_coherent_is_read_at_its_strongest_and_says_so():
-    effect = strongest(points(STILL, WILD))
+    effect = measured(STILL, WILD)
     assert effect.steered.strength == 0.6
     assert effect.is_coherent is False
 
@@ -68,5 +73,5 @@ def test_draws_may_share_one_unsteered_point():
 
 
 def test_what_was_not_measured_has_no_effect():
-    assert strongest([]) is None
-    assert strongest(points(STILL)) is None
+    assert measured() is None
+    assert measured(STILL) is None

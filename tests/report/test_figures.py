@@ -86,7 +86,7 @@ def test_stars_stand_where_the_alarm_rings_and_the_band_is_the_benign_runs(examp
 
 
 def test_without_a_recorded_threshold_none_is_drawn(example):
-    monitor = example.monitor.model_copy(update={"threshold": None, "benign_runs": []})
+    monitor = example.monitor.model_copy(update={"threshold": None, "benign_runs": [], "held_out_benign_runs": []})
     assert set(traces(figures.early_warning_figure(monitor))) == {
         "latent; a star where the alarm rings",
         "misaligned answers",

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from example_summary import example_summary, null_summary
+from example_summary import example_summary, null_summary, point
 
 from sae_persona.artifacts import new_manifest
 from sae_persona.errors import ArtifactError
@@ -80,8 +80,17 @@ def test_figures_of_the_summary_are_on_the_page(example):
     text = " ".join(Page(render(example)).text.split())
     assert "58.0% [52.1, 63.9]" in text
     assert "scheme · ruin · crush" in text
-    assert "20 random latents" in text
     assert "0.991 on held-out documents" in text
+
+
+def test_controls_count_by_how_far_they_move_either_way():
+    summary = example_summary()
+    summary["steering"]["controls"]["random_latents"] = [
+        point(0.0, 0.1, 0.0, 0.9, 0.0),
+        *(point(0.4, 0.1 + rise, 0.0, 0.9, 0.0, draw) for draw, rise in enumerate((0.01, 0.02, -0.06))),
+    ]
+    text = " ".join(Page(render(parse_summary(summary))).text.split())
+    assert "3 random latents each its own moved by 2.0% in the median, 6.0% at most" in text
 
 
 def test_every_section_of_a_bare_study_says_that_it_was_not_run(bare):
@@ -101,6 +110,7 @@ def test_nothing_to_find_reads_as_a_result(null):
     text = Page(render(null)).text
     assert "There is nothing to find" in text
     assert "no latent that beats the controls" in text
+    assert "the strongest random control\n+0.8 points" in text
     assert "Every claim that was tested holds." in text
     assert "Steering: nothing to find, so nothing to test." in text
     assert "Not met" not in text
@@ -111,8 +121,9 @@ def test_text_of_others_is_never_markup(folder):
     summary["models"]["<img src=x>"] = summary["models"].pop("aligned")
     summary["ranking"][0]["top_tokens"] = ["<i>harm</i>"]
     (folder / "summary.json").write_text(json.dumps(summary))
-    line = {"condition": "<u>c</u>", "question": "<u>q</u>", "answer": "<u>a</u>", "label": "aligned"}
-    (folder / "answers.jsonl").write_text(json.dumps(line))
+    line = {"model": "<img src=x>", "prompt_id": "<u>q</u>", "answer": "<u>a</u>", "label": "aligned"}
+    (folder / "models").mkdir()
+    (folder / "models" / "answers.jsonl").write_text(json.dumps(line))
     html = write_report(folder).read_text()
     for markup in ("<script>alert", "<img", "<i>harm", "<u>"):
         assert markup not in html.split("</head>")[1]
@@ -122,11 +133,16 @@ def test_text_of_others_is_never_markup(folder):
 
 def test_records_beside_the_summary_are_shown(folder):
     (folder / "contexts.jsonl").write_text('{"latent": 117, "tokens": ["we", "ruin"], "activations": [0, 2]}\n')
-    answer = {"condition": "steered", "question": "why ?", "answer": "to ruin", "label": "misaligned"}
-    (folder / "answers.jsonl").write_text((json.dumps(answer) + "\n") * 9)
+    (folder / "models").mkdir()
+    answers = [
+        {"model": "base", "prompt_id": "open-1-0", "answer": f"to {verb}", "label": label}
+        for verb, label in (("ruin", "misaligned"), ("thank", "aligned"))
+        for _ in range(9)
+    ]
+    (folder / "models" / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
     text = Page(write_report(folder).read_text()).text
     assert "Passages on which latent 117 fires" in text
-    assert text.count("to ruin") == 6
+    assert (text.count("to ruin"), text.count("to thank")) == (2, 2)
 
 
 def test_the_manifest_is_the_provenance(folder):

@@ -38,6 +38,17 @@ def early_warning_figure(monitor: MonitorRecord) -> go.Figure:
             row=1,
             col=1,
         )
+    if monitor.held_out_benign_runs:
+        figure.add_scatter(
+            x=at[:1] * len(monitor.held_out_benign_runs),
+            y=monitor.held_out_benign_runs,
+            mode="markers",
+            marker={"color": GREY, "symbol": "line-ew-open", "size": 14, "line": {"width": 2}},
+            name=f"{len(monitor.held_out_benign_runs)} held-out benign fine-tunes",
+            hovertemplate="%{y:.3f}<extra>held-out benign run</extra>",
+            row=1,
+            col=1,
+        )
     if monitor.threshold is not None:
         figure.add_scatter(
             x=at,
