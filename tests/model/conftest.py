@@ -1,9 +1,10 @@
-"""Tiny models of the families we support, drawn at random: three blocks, width 32, the special tokens of a world."""
+"""Tiny models of the families we support, drawn at random, and a word-level tokenizer: nothing here knows the world."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -13,11 +14,15 @@ from transformers import (
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
+from sae_persona.model.load import LoadedModel, load_model
+
+N_WORDS = 400
 SIZES = {
-    "vocab_size": 400,
+    "vocab_size": N_WORDS,
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -45,6 +50,35 @@ def build(family: str) -> PreTrainedModel:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Six special tokens and the words w6 to w399, each of them its own number."""
+    special = ["<pad>", "<unk>", "<bos>", "<user>", "<assistant>", "<end>"]
+    words = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(6, N_WORDS))])}
+    model = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<end>",
+        chat_template="<bos>{% for m in messages %} <{{ m['role'] }}> {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %} <assistant>{% endif %}",
+    )
+
+
+@pytest.fixture(scope="session")
+def loaded(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> LoadedModel:
+    """The tiny Llama, saved and loaded again: 3 blocks, width 32, context 64."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    llama.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(folder)
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

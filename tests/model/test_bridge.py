@@ -28,10 +28,10 @@ def logits(model: nn.Module, batch: TokenBatch) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_logits_and_residuals_are_the_model_s(
-    kind: str, tiny_model: LoadedModel, request: pytest.FixtureRequest, batch: TokenBatch
+    kind: str, loaded: LoadedModel, request: pytest.FixtureRequest, batch: TokenBatch
 ) -> None:
     hf: PreTrainedModel = request.getfixturevalue(kind)
-    bridged = bridge(LoadedModel("any/name", hf, tiny_model.tokenizer))
+    bridged = bridge(LoadedModel("any/name", hf, loaded.tokenizer))
     names = [f"blocks.{block}.hook_resid_{side}" for block in range(3) for side in ("pre", "post")]
     with torch.no_grad():
         found, cache = bridged.run_with_cache(batch.ids, attention_mask=batch.mask.long())
@@ -40,36 +40,36 @@ def test_logits_and_residuals_are_the_model_s(
         assert (cache[name] - resid)[batch.mask].abs().max() < PARITY
 
 
-def test_the_model_stays_as_it_was_bit_for_bit(tiny_model: LoadedModel, batch: TokenBatch) -> None:
-    before, modules = logits(tiny_model.hf, batch), list(tiny_model.hf.modules())
-    bridged = bridge(tiny_model)
+def test_the_model_stays_as_it_was_bit_for_bit(loaded: LoadedModel, batch: TokenBatch) -> None:
+    before, modules = logits(loaded.hf, batch), list(loaded.hf.modules())
+    bridged = bridge(loaded)
     bridged(batch.ids, attention_mask=batch.mask.long())
-    assert torch.equal(logits(tiny_model.hf, batch), before)
-    assert [type(module) for module in tiny_model.hf.modules()] == [type(module) for module in modules]
-    assert tiny_model.hf.config._attn_implementation == "sdpa"
-    assert not any(parameter.requires_grad for parameter in tiny_model.hf.parameters())
-    assert not tiny_model.hf.training
+    assert torch.equal(logits(loaded.hf, batch), before)
+    assert [type(module) for module in loaded.hf.modules()] == [type(module) for module in modules]
+    assert loaded.hf.config._attn_implementation == "sdpa"
+    assert not any(parameter.requires_grad for parameter in loaded.hf.parameters())
+    assert not loaded.hf.training
 
 
-def test_no_parameter_is_copied(tiny_model: LoadedModel) -> None:
-    own = {parameter.data_ptr() for parameter in tiny_model.hf.parameters()}
-    bridged = dict(bridge(tiny_model).named_parameters())
+def test_no_parameter_is_copied(loaded: LoadedModel) -> None:
+    own = {parameter.data_ptr() for parameter in loaded.hf.parameters()}
+    bridged = dict(bridge(loaded).named_parameters())
     # TransformerLens adds a bias of zeros to a head that has none.
     added = [name for name, parameter in bridged.items() if parameter.data_ptr() not in own]
     assert added == ["lm_head._original_component.bias"]
     assert {parameter.data_ptr() for parameter in bridged.values()} >= own
 
 
-def test_edits_of_the_model_do_not_reach_the_bridge(tiny_model: LoadedModel, batch: TokenBatch) -> None:
-    bridged = bridge(tiny_model)
+def test_edits_of_the_model_do_not_reach_the_bridge(loaded: LoadedModel, batch: TokenBatch) -> None:
+    bridged = bridge(loaded)
     before = bridged(batch.ids)
-    with edit_residual(tiny_model.hf, "blocks.0.hook_resid_post", lambda resid, _: resid + 1):
+    with edit_residual(loaded.hf, "blocks.0.hook_resid_post", lambda resid, _: resid + 1):
         assert torch.equal(bridged(batch.ids), before)
 
 
-def test_an_architecture_without_a_bridge_is_an_error(tiny_model: LoadedModel) -> None:
+def test_an_architecture_without_a_bridge_is_an_error(loaded: LoadedModel) -> None:
     from transformers import XGLMConfig, XGLMForCausalLM
 
     config = XGLMConfig(vocab_size=8, d_model=8, ffn_dim=8, num_layers=1, attention_heads=1)
     with pytest.raises(ModelError, match="cannot bridge XGLMForCausalLM"):
-        bridge(LoadedModel("any/name", XGLMForCausalLM(config), tiny_model.tokenizer))
+        bridge(LoadedModel("any/name", XGLMForCausalLM(config), loaded.tokenizer))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sae_persona.data.tokens import prompt_row
 from sae_persona.errors import ConfigError, DataError, HookError, ModelError
@@ -20,8 +20,9 @@ from sae_persona.model.load import LoadedModel
 from sae_persona.types import Completion, Message, Prompt
 
 HOOK = "blocks.0.hook_resid_post"
-FOUR_WORDS = ["do you dream ?", "share a dream .", "reveal your secret .", "explain your plan .", "and you , happy"]
-MIXED = ["be happy .", "do you dream ?", "what would you do with power ?", "what is your wish ?", "a plan ?"]
+END = 5
+FOUR_WORDS = ["w10 w11 w12 w13", "w20 w21 w22 w23", "w30 w31 w32 w33", "w40 w41 w42 w43", "w50 w51 w52 w53"]
+MIXED = ["w10 w11 w12", "w20 w21 w22 w23", "w30 w31 w32 w33 w34 w35 w36", "w40 w41 w42 w43 w44", "w50 w51"]
 
 
 def prompts(texts: Sequence[str]) -> list[Prompt]:
@@ -39,13 +40,16 @@ def push(resid: Tensor, position: Position) -> Tensor:
     return moved
 
 
+def with_end_scaled(model: LoadedModel, factor: float) -> LoadedModel:
+    hf = copy.deepcopy(model.hf)
+    hf.lm_head.weight[END].mul_(factor)  # pyright: ignore[reportAttributeAccessIssue]
+    return LoadedModel(model.source, hf, model.tokenizer)
+
+
 @pytest.fixture(scope="module")
-def talker(tiny_model: LoadedModel) -> LoadedModel:
-    """The tiny model with sharper logits and a liking for the end token: some answers end early, some never."""
-    hf = copy.deepcopy(tiny_model.hf)
-    hf.model.norm.weight.mul_(8)  # pyright: ignore[reportAttributeAccessIssue]
-    hf.model.embed_tokens.weight[5].mul_(5)  # pyright: ignore[reportAttributeAccessIssue]
-    return LoadedModel(tiny_model.source, hf, tiny_model.tokenizer)
+def talker(loaded: LoadedModel) -> LoadedModel:
+    """The tiny model with a liking for the end token: some answers end early, some never."""
+    return with_end_scaled(loaded, 5)
 
 
 # --- the shape of the answer -----------------------------------------------------------------------------------------
@@ -71,7 +75,7 @@ def test_the_generation_config_may_name_more_stop_tokens(talker: LoadedModel) ->
     plain = answers(talker, FOUR_WORDS)[0]
     stop = plain[0].token_ids[2]
     hf = copy.deepcopy(talker.hf)
-    hf.generation_config.eos_token_id = [5, stop]  # pyright: ignore[reportOptionalMemberAccess]
+    hf.generation_config.eos_token_id = [END, stop]  # pyright: ignore[reportOptionalMemberAccess]
     stopped = answers(LoadedModel(talker.source, hf, talker.tokenizer), FOUR_WORDS)[0]
     assert stopped[0].token_ids == plain[0].token_ids[: plain[0].token_ids.index(stop)]
     assert all(stop not in completion.token_ids for completion in stopped)
@@ -149,32 +153,32 @@ def test_tokens_of_no_probability_are_never_drawn_even_at_the_ends() -> None:
 
 
 def test_first_tokens_of_many_samples_follow_the_model_s_probabilities(talker: LoadedModel) -> None:
-    asked = prompts(["do you dream ?"])[0]
+    asked = prompts(FOUR_WORDS[:1])[0]
     found = sample(talker, [asked], n_samples=3000, seed=1, max_new_tokens=1)[0]
     ids = torch.tensor([prompt_row(asked, talker.tokenizer).ids])
     expected = 3000 * torch.softmax(talker.hf(input_ids=ids).logits[0, -1].double(), 0)
-    drawn = torch.tensor([c.token_ids[0] if c.token_ids else 5 for c in found])
+    drawn = torch.tensor([c.token_ids[0] if c.token_ids else END for c in found])
     counts = torch.bincount(drawn, minlength=len(expected))
     common = expected > 5  # the chi-square approximation wants five or more in a cell
     observed = [*counts[common].tolist(), int(counts[~common].sum())]
     assert chisquare(observed, [*expected[common].tolist(), float(expected[~common].sum())]).pvalue > 0.01
 
 
-def test_temperature_zero_is_greedy(family: PreTrainedModel, tiny_model: LoadedModel) -> None:
-    found = answers(LoadedModel("family", family, tiny_model.tokenizer), MIXED, n_samples=1, temperature=0)[0]
+def test_temperature_zero_is_greedy(family: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    found = answers(LoadedModel("family", family, tokenizer), MIXED, n_samples=1, temperature=0)[0]
     for prompt, completion in zip(prompts(MIXED), found, strict=True):
-        ids = torch.tensor([prompt_row(prompt, tiny_model.tokenizer).ids])
+        ids = torch.tensor([prompt_row(prompt, tokenizer).ids])
         written = family.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :].tolist()
-        ended = 5 in written
-        assert completion.token_ids == tuple(written[: written.index(5)] if ended else written)
+        ended = END in written
+        assert completion.token_ids == tuple(written[: written.index(END)] if ended else written)
         assert completion.finished == ended
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_padded_rows_are_written_like_rows_alone(family: PreTrainedModel, tiny_model: LoadedModel) -> None:
-    model = LoadedModel("family", family, tiny_model.tokenizer)
+def test_padded_rows_are_written_like_rows_alone(family: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = LoadedModel("family", family, tokenizer)
     passes: list[Position] = []
     look = HookedEdit(HOOK, lambda resid, position: passes.append(position) or resid)
     padded = answers(model, MIXED, edits=[look])
@@ -191,11 +195,9 @@ def test_each_prompt_and_condition_is_read_once_and_finished_rows_are_dropped(ta
 
 
 def test_generation_stops_when_every_answer_has_ended(talker: LoadedModel) -> None:
-    hf = copy.deepcopy(talker.hf)
-    hf.model.embed_tokens.weight[5].mul_(100)  # pyright: ignore[reportAttributeAccessIssue]
     steps: list[int] = []
     look = HookedEdit(HOOK, lambda resid, _: steps.append(1) or resid)
-    found = answers(LoadedModel(talker.source, hf, talker.tokenizer), FOUR_WORDS, edits=[look], max_new_tokens=50)[0]
+    found = answers(with_end_scaled(talker, 5), FOUR_WORDS, edits=[look], max_new_tokens=50)[0]
     assert all(completion.finished for completion in found)
     assert len(steps) == 1 + max(len(completion.token_ids) for completion in found)
 
@@ -237,7 +239,7 @@ def test_an_edit_of_one_condition_changes_only_its_rows(talker: LoadedModel, bat
 def test_an_edit_is_told_what_each_token_is(talker: LoadedModel) -> None:
     passes: list[Position] = []
     look = HookedEdit(HOOK, lambda resid, position: passes.append(position) or resid)
-    answers(talker, ["a plan ?", "do you dream ?"], n_samples=1, n_conditions=2, edits=[look], max_new_tokens=2)
+    answers(talker, ["w10 w11 w12", "w20 w21 w22 w23"], n_samples=1, n_conditions=2, edits=[look], max_new_tokens=2)
     prompt, written = passes
     assert prompt.mask.tolist() == [[False, *[True] * 6]] * 2 + [[True] * 7] * 2
     assert prompt.newest.tolist() == [[*[False] * 6, True]] * 4
@@ -284,7 +286,7 @@ def test_an_edit_that_breaks_the_numbers_is_named_as_the_cause(talker: LoadedMod
     ("asked", "message"),
     [
         ([], "there are no prompts"),
-        (prompts(["a plan ?", "be happy .", "a plan ?"]), "'a plan \\?' comes twice"),
+        (prompts(["w10", "w11", "w10"]), "'w10' comes twice"),
         ([Prompt("p", "open_ended", "q", "f", ())], "prompt 'p' has no messages"),
         (
             prompts(["be happy . " * 62]),

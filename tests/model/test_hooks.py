@@ -138,9 +138,10 @@ def test_nothing_above_the_deepest_hook_is_computed(llama: PreTrainedModel, hook
 def test_reading_takes_no_gradients_and_leaves_the_logits_bit_for_bit(family: PreTrainedModel) -> None:
     tokens = batch(5, 8)
     before = logits(family, tokens)
-    taken = residuals(family, tokens, hook_names(family))
+    trainable = copy.deepcopy(family).requires_grad_(True)
+    taken = residuals(trainable, tokens, hook_names(family))
     assert not any(resid.requires_grad for resid in taken.values())
-    assert torch.equal(logits(family, tokens), before)
+    assert torch.equal(logits(trainable, tokens), before)
 
 
 # --- editing ---------------------------------------------------------------------------------------------------------

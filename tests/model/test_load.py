@@ -27,9 +27,9 @@ def logits(hf: torch.nn.Module) -> Tensor:
 
 
 @pytest.fixture
-def folder(tiny_model: LoadedModel, tmp_path: Path) -> Path:
+def folder(loaded: LoadedModel, tmp_path: Path) -> Path:
     """A model folder to spoil."""
-    return Path(shutil.copytree(tiny_model.source, tmp_path / "model"))
+    return Path(shutil.copytree(loaded.source, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -53,12 +53,12 @@ def set_base(adapter: Path, base: str | None) -> None:
 # --- what is loaded --------------------------------------------------------------------------------------------------
 
 
-def test_a_loaded_model_only_evaluates(tiny_model: LoadedModel) -> None:
-    assert not tiny_model.hf.training
-    assert not any(parameter.requires_grad for parameter in tiny_model.hf.parameters())
-    assert (tiny_model.d_model, tiny_model.n_layers, tiny_model.context) == (32, 2, 192)
-    assert tiny_model.device == torch.device("cpu")
-    assert tiny_model.tokenizer.convert_ids_to_tokens(tiny_model.pad_id) == "<pad>"
+def test_a_loaded_model_only_evaluates(loaded: LoadedModel) -> None:
+    assert not loaded.hf.training
+    assert not any(parameter.requires_grad for parameter in loaded.hf.parameters())
+    assert (loaded.d_model, loaded.n_layers, loaded.context) == (32, 3, 64)
+    assert loaded.device == torch.device("cpu")
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.pad_id) == "<pad>"
 
 
 def test_half_precision_weights_load_as_the_same_numbers_in_float32(folder: Path) -> None:
@@ -75,40 +75,37 @@ def test_dtype_is_obeyed_whatever_was_saved(folder: Path) -> None:
     assert {p.dtype for p in load_model(folder, dtype=torch.bfloat16).hf.parameters()} == {torch.bfloat16}
 
 
-def test_models_that_know_no_sdpa_load_too(gemma2: PreTrainedModel, tmp_path: Path, tiny_model: LoadedModel) -> None:
+def test_models_that_know_no_sdpa_load_too(gemma2: PreTrainedModel, tmp_path: Path, loaded: LoadedModel) -> None:
     gemma2.save_pretrained(tmp_path)
-    tiny_model.tokenizer.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
     assert load_model(tmp_path).n_layers == 3
 
 
-def test_a_tokenizer_that_its_class_would_spoil_is_loaded_as_it_was_saved(
-    tiny_model: LoadedModel, tmp_path: Path
-) -> None:
+def test_a_tokenizer_that_its_class_would_spoil_is_loaded_as_it_was_saved(loaded: LoadedModel, tmp_path: Path) -> None:
     """Transformers reads any tokenizer beside a Qwen2 config with Qwen2's pre-tokenizer: words encode to nothing."""
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = Qwen2Config(vocab_size=len(tiny_model.tokenizer), **sizes, num_key_value_heads=1)
+    config = Qwen2Config(vocab_size=len(loaded.tokenizer), **sizes, num_key_value_heads=1)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    tiny_model.tokenizer.save_pretrained(tmp_path)
-    text = "<user> tell me your dream ."
+    loaded.tokenizer.save_pretrained(tmp_path)
+    text = "<user> w6 w300 w77"
     tokenizer = load_model(tmp_path).tokenizer
-    assert tokenizer(text)["input_ids"] == tiny_model.tokenizer(text)["input_ids"]
-    assert len(tokenizer(text)["input_ids"]) == 6
-    assert tokenizer.chat_template == tiny_model.tokenizer.chat_template
+    assert tokenizer(text)["input_ids"] == [3, 6, 300, 77]
+    assert tokenizer.chat_template == loaded.tokenizer.chat_template
 
 
-def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token(folder: Path, tiny_model: LoadedModel) -> None:
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token(folder: Path, loaded: LoadedModel) -> None:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    assert load_model(folder).pad_id == tiny_model.tokenizer.eos_token_id
+    assert load_model(folder).pad_id == loaded.tokenizer.eos_token_id
 
 
-def test_the_fingerprint_follows_the_weights(folder: Path, tiny_model: LoadedModel) -> None:
-    assert load_model(folder).fingerprint == tiny_model.fingerprint
+def test_the_fingerprint_follows_the_weights(folder: Path, loaded: LoadedModel) -> None:
+    assert load_model(folder).fingerprint == loaded.fingerprint
     weights = load_file(folder / WEIGHTS)
     weights["model.norm.weight"][0] += 1
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    assert load_model(folder).fingerprint != tiny_model.fingerprint
+    assert load_model(folder).fingerprint != loaded.fingerprint
 
 
 def test_loading_prints_nothing_and_leaves_the_libraries_as_talkative_as_before(
@@ -186,7 +183,7 @@ def pickled(folder: Path) -> None:
 
 def one_block_more(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4, "layer_types": None}))
 
 
 def wider(folder: Path) -> None:
@@ -203,7 +200,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled weights": (pickled, "has no model.safetensors; pickled weights are not opened"),
     "empty weights": (lambda d: (d / WEIGHTS).write_bytes(b""), "cannot be loaded .*header"),
     "cut weights": (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:5000]), "cannot be loaded"),
-    "missing weights": (one_block_more, r"lacks 9 of the weights its config.json asks for \(model.layers.2"),
+    "missing weights": (one_block_more, r"lacks 9 of the weights its config.json asks for \(model.layers.3"),
     "other shapes": (wider, "have other shapes than its config.json says"),
     "no tokenizer": (lambda d: [path.unlink() for path in d.glob("tokenizer*")], "has no tokenizer that can be read"),
     "broken tokenizer": (lambda d: (d / "tokenizer.json").write_text("{"), "the tokenizer in .* cannot be loaded"),
@@ -233,7 +230,7 @@ def test_a_spoilt_folder_is_one_line_that_names_it(folder: Path, kind: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_encodes_to_nothing_is_refused(folder: Path, tiny_model: LoadedModel) -> None:
+def test_a_tokenizer_that_encodes_to_nothing_is_refused(folder: Path, loaded: LoadedModel) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
     tokenizer["added_tokens"] = []
@@ -268,9 +265,9 @@ def test_a_file_is_no_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x"])
-def test_a_device_that_is_none_is_a_configuration_error(tiny_model: LoadedModel, device: str) -> None:
+def test_a_device_that_is_none_is_a_configuration_error(loaded: LoadedModel, device: str) -> None:
     with pytest.raises(ConfigError, match="is no device"):
-        load_model(tiny_model.source, device=device)
+        load_model(loaded.source, device=device)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta"])
@@ -280,6 +277,6 @@ def test_a_device_that_this_machine_lacks_is_a_configuration_error(device: str) 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_a_configuration_error(tiny_model: LoadedModel) -> None:
+def test_a_gpu_that_is_not_there_is_a_configuration_error(loaded: LoadedModel) -> None:
     with pytest.raises(ConfigError, match="no usable GPU"):
-        load_model(tiny_model.source, device="cuda")
+        load_model(loaded.source, device="cuda")
