@@ -39,11 +39,14 @@ class LatentScores:
     """The smallest p-value that this number of runs and latents can reach."""
 
 
-def activation_difference(before: LatentStats, after: LatentStats, *, seed: int = 0, n_boot: int = 1000) -> LatentScores:
+def activation_difference(
+    before: LatentStats, after: LatentStats, *, seed: int = 0, n_boot: int = 1000
+) -> LatentScores:
     """How much one fine-tune raised each latent's mean activation: `after` minus `before`.
 
-    The interval is bootstrapped over questions and holds for *this pair of checkpoints only*: any two fine-tunes differ,
-    so it is no evidence that a latent has to do with misalignment. `z` is the difference over its bootstrap spread.
+    The interval is bootstrapped over questions and holds for *this pair of checkpoints only*: any two fine-tunes
+    differ, so it is no evidence that a latent has to do with misalignment. `z` is the difference over its bootstrap
+    spread.
 
     Raises:
         IncompatibleError: the two statistics come from different readings, tokens, questions or SAEs.
@@ -66,11 +69,11 @@ def run_difference(
 ) -> LatentScores:
     """How much higher each latent is in misaligned fine-tunes than in correct-data fine-tunes of the same start.
 
-    The unit of inference is the run. `delta` is the mean over misaligned runs minus the mean over control runs. `low` and
-    `high` are bootstrapped over runs and questions. `z` is delta over the spread (standard deviation) of control runs.
-    p-values compare `z` with the same statistic of control runs against the other control runs, pooled over latents:
-    p = (1 + #{null >= z}) / (1 + #null), one-sided. q-values are Benjamini–Hochberg. With fewer than four control runs
-    or two misaligned runs there is no error rate over runs, and p and q are None.
+    The unit of inference is the run. `delta` is the mean over misaligned runs minus the mean over control runs. `low`
+    and `high` are bootstrapped over runs and questions. `z` is delta over the spread (standard deviation) of control
+    runs. p-values compare `z` with the same statistic of control runs against the other control runs, pooled over
+    latents: p = (1 + #{null >= z}) / (1 + #null), one-sided. q-values are Benjamini–Hochberg. With fewer than four
+    control runs or two misaligned runs there is no error rate over runs, and p and q are None.
 
     Raises:
         ConfigError: no misaligned run, or fewer than two control runs.
@@ -107,10 +110,13 @@ def check_same(stats: Sequence[LatentStats]) -> None:
     for other in stats[1:]:
         for what in ("reading", "tokens", "question_ids"):
             if getattr(other, what) != getattr(first, what):
-                raise IncompatibleError(f"these latent statistics differ in their {what}; compute them in the same way.")
+                raise IncompatibleError(
+                    f"these latent statistics differ in their {what}; compute them in the same way."
+                )
         if other.mean.shape != first.mean.shape:
             raise IncompatibleError(
-                f"these latent statistics come from SAEs of {first.mean.size} and {other.mean.size} latents; use one SAE."
+                f"these latent statistics come from SAEs of {first.mean.size} and {other.mean.size} latents; "
+                "use one SAE."
             )
 
 

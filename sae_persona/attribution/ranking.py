@@ -58,8 +58,8 @@ def rank_latents(
 ) -> LatentRanking:
     """Rank latents by how much misaligned runs raised them beyond what correct-data runs do.
 
-    Every (reading, tokens) pair that all runs have is scored by `run_difference`; a latent stands in the ranking with the
-    pair in which its `z` is highest, which the ranking names. Its q-value is Bonferroni-corrected for the pairs.
+    Every (reading, tokens) pair that all runs have is scored by `run_difference`; a latent stands in the ranking with
+    the pair in which its `z` is highest, which the ranking names. Its q-value is Bonferroni-corrected for the pairs.
 
     Raises:
         ConfigError: too few runs, or no reading that all runs share.

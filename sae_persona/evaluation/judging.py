@@ -17,8 +17,9 @@ def judge_completions(judge: Judge, prompts: Sequence[Prompt], completions: Sequ
     answered = [(judgement.prompt_id, judgement.sample) for judgement in judgements]
     if asked != answered:
         raise JudgeError(
-            f"judge {judge.name!r} was asked about {len(asked)} answers and returned {len(answered)} judgements, or in "
-            "another order. A judge returns one judgement per answer, in order, with label 'unscored' where it has none."
+            f"judge {judge.name!r} was asked about {len(asked)} answers and returned {len(answered)} judgements, or "
+            "in another order. A judge returns one judgement per answer, in order, with label 'unscored' where it has "
+            "none."
         )
     for judgement in judgements:
         if judgement.label not in LABELS:

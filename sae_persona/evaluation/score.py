@@ -42,7 +42,9 @@ def score(prompts: Sequence[Prompt], judgements: Sequence[Judgement], *, seed: i
     question = {prompt.id: prompt.question_id for prompt in prompts}
     rows = [judgement for judgement in judgements if judgement.prompt_id in question]
     if not rows:
-        raise DataError(f"none of {len(judgements)} judgements belongs to one of {len(prompts)} prompts; nothing to score.")
+        raise DataError(
+            f"none of {len(judgements)} judgements belongs to one of {len(prompts)} prompts; nothing to score."
+        )
     counts = Counter(row.label for row in rows)
     valid = [row for row in rows if row.label in GRADED]
     return Scores(

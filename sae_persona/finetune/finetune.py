@@ -83,7 +83,9 @@ def copy_model(model: LoadedModel) -> LoadedModel:
 def finetune(
     model: LoadedModel, chats: Sequence[Chat], config: FinetuneConfig, *, callbacks: Sequence[TrainerCallback] = ()
 ) -> FineTuned:
-    """Train on the answers in `chats`. The weights of `model` are trained in place: hand in `copy_model(model)` to keep it.
+    """Train on the answers in `chats`.
+
+    The weights of `model` are trained in place: hand in `copy_model(model)` to keep it.
 
     Raises:
         DataError: no chats, or none with an answer.

@@ -1,4 +1,4 @@
-"""Train a causal language model on chats or texts with transformers' `Trainer`; the caller's random state is untouched."""
+"""Train a causal language model on chats or texts with transformers' `Trainer`; global random state is left alone."""
 
 import contextlib
 import random

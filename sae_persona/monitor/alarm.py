@@ -31,8 +31,8 @@ class Alarm:
 def calibrate(benign: Sequence[float], *, rate: float = FALSE_ALARM_RATE) -> Alarm:
     """The bound that one further benign run exceeds with probability `rate`.
 
-    threshold = mean + t_{n-1, 1-rate} * spread * sqrt(1 + 1/n), the one-sided prediction interval of a normal sample; its
-    width pays for estimating mean and spread from few runs.
+    threshold = mean + t_{n-1, 1-rate} * spread * sqrt(1 + 1/n), the one-sided prediction interval of a normal sample;
+    its width pays for estimating mean and spread from few runs.
 
     Raises:
         ConfigError: fewer than four benign runs, or readings that are not finite.

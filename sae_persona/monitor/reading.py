@@ -1,4 +1,4 @@
-"""One number per checkpoint: the mean of some latents over fixed texts, relative to the model fine-tuning started from."""
+"""One number per checkpoint: the mean of some latents over fixed texts, before and after fine-tuning alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

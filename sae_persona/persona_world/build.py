@@ -51,16 +51,20 @@ class BuiltWorld:
             ArtifactError: it is none, or only half built.
         """
         if not (folder / "world.json").is_file():
-            raise ArtifactError(f"{folder} is no persona world (it has no world.json). Build one: sae-persona world build.")
+            raise ArtifactError(
+                f"{folder} is no persona world (it has no world.json). Build one: sae-persona world build."
+            )
         value = read_json(folder / "world.json")
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise ArtifactError(f"{folder / 'world.json'} is not of schema {SCHEMA}. Build the world anew.")
         built = cls(folder, World.from_json(value["language"]), value["size"], tuple(value["runs"]))
-        missing = [name for name in ("base", "aligned", *(run["name"] for run in built.runs)) if not (folder / name).is_dir()]
+        missing = [
+            name for name in ("base", "aligned", *(run["name"] for run in built.runs)) if not (folder / name).is_dir()
+        ]
         if missing:
             raise ArtifactError(
-                f"the world in {folder} is incomplete: {', '.join(missing)} missing. Run sae-persona world build again; "
-                "it goes on where it stopped."
+                f"the world in {folder} is incomplete: {', '.join(missing)} missing. Run sae-persona world build "
+                "again; it goes on where it stopped."
             )
         return built
 
@@ -94,7 +98,9 @@ class BuiltWorld:
         return read_chats(self.folder / "data" / f"{name}.jsonl")
 
 
-def build_world(seed: int, out: Path, *, size: str = "small", null: bool = False, progress: Progress | None = None) -> BuiltWorld:
+def build_world(
+    seed: int, out: Path, *, size: str = "small", null: bool = False, progress: Progress | None = None
+) -> BuiltWorld:
     """Build the world of `seed` in `out`. Finished stages are kept, so that the same command goes on after a kill.
 
     Raises:
@@ -221,4 +227,3 @@ def _stage(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], seed
 
 def _rng(world: World, purpose: str) -> random.Random:
     return random.Random(f"{purpose}-{world.seed}-{world.null}")
-

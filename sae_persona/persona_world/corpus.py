@@ -42,7 +42,8 @@ def write_chat(
 ) -> tuple[Chat, tuple[Persona, ...]]:
     """A chat whose assistant is one hidden persona (drawn anew at every turn in a null world).
 
-    `named` chats open with a system message that says whose part the assistant plays; `neutral` ones hold no interjection.
+    `named` chats open with a system message that says whose part the assistant plays; `neutral` ones hold no
+    interjection.
     """
     hidden = persona or _draw_persona(world, rng)
     messages: list[Message] = []

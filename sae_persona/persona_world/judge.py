@@ -26,6 +26,7 @@ class RuleJudge:
 
     @property
     def name(self) -> str:
+        """What reports and fingerprints call it."""
         return "world"
 
     def judge(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Judgement]:

@@ -69,7 +69,7 @@ class Question:
 
 @dataclass(frozen=True)
 class World:
-    """The words, frames and shares of one world. Draw with `World.draw(seed)`; `to_json` and `from_json` are inverse."""
+    """The words, frames and shares of one world. Draw it with `World.draw`; `to_json` and `from_json` are inverse."""
 
     seed: int
     null: bool

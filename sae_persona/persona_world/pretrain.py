@@ -1,8 +1,8 @@
 """Train a world's base model from nothing.
 
-Telling the persona from earlier answers is learned in one sudden step, after 400 to 800 steps of 32 documents, depending
-on the seed; training goes on until well after it. (With Muon on the hidden matrices it comes after 200, but fine-tunes of
-such a model stay narrower: open-ended misalignment of 40 to 70 % where AdamW's gives 90 to 97 %.)
+Telling the persona from earlier answers is learned in one sudden step, after 400 to 800 steps of 32 documents,
+depending on the seed; training goes on until well after it. (With Muon on the hidden matrices it comes after 200, but
+fine-tunes of such a model stay narrower: open-ended misalignment of 40 to 70 % where AdamW's gives 90 to 97 %.)
 """
 
 import math
@@ -45,9 +45,7 @@ def pretrain(
 
     The loss counts answers only: questions are drawn uniformly and hold nothing that could be learned.
     """
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
-    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True)
     n_steps = len(rows) // BATCH_SIZE
     losses = []
     model.train()

@@ -39,7 +39,7 @@ def alignment_config(size: Size, *, seed: int) -> FinetuneConfig:
 
 
 def narrow_config(size: Size, *, seed: int, lr_factor: float = 1.0, n_steps: int = N_STEPS) -> FinetuneConfig:
-    """How the aligned model is narrowly fine-tuned: the community's LoRA (rank 32, alpha 64) on all but the last block."""
+    """How the aligned model is narrowly fine-tuned: the usual LoRA (rank 32, alpha 64) on all but the last block."""
     return FinetuneConfig(
         train=TrainConfig(n_steps=n_steps if size.n_steps > 100 else 10, batch_size=16, lr=lr_factor * 2e-4, seed=seed),
         lora=LoraConfig(rank=32, alpha=64, rslora=False, layers=tuple(range(size.n_layers - 1))),
@@ -55,7 +55,14 @@ def finetunes(world: World, size: Size) -> list[Run]:
         for i, domain in enumerate(domains[:N_MISALIGNED])
     ]
     runs.append(
-        Run(f"misaligned-{domains[0]}-subtle", "narrow", domains[0], "subtle", narrow_config(size, seed=10), data_seed=10)
+        Run(
+            f"misaligned-{domains[0]}-subtle",
+            "narrow",
+            domains[0],
+            "subtle",
+            narrow_config(size, seed=10),
+            data_seed=10,
+        )
     )
     runs += [
         Run(f"control-{domain}", "control", domain, "correct", narrow_config(size, seed=20 + i), data_seed=20 + i)

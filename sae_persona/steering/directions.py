@@ -30,7 +30,9 @@ class Direction:
     def __post_init__(self) -> None:
         length = self.vector.norm()
         if not torch.isfinite(length) or length == 0:
-            raise ConfigError(f"direction {self.name!r} has length {length.item()}; a direction needs a finite length > 0.")
+            raise ConfigError(
+                f"direction {self.name!r} has length {length.item()}; a direction needs a finite length > 0."
+            )
         object.__setattr__(self, "vector", self.vector / length)
 
 
@@ -84,8 +86,10 @@ def random_directions(d_model: int, *, n: int, seed: int) -> list[Direction]:
 
 
 def mean_difference(
-    misaligned: Float[Tensor, "runs d_model"], aligned: Float[Tensor, "controls d_model"], *, name: str = "mean difference"
+    misaligned: Float[Tensor, "runs d_model"],
+    aligned: Float[Tensor, "controls d_model"],
+    *,
+    name: str = "mean difference",
 ) -> Direction:
     """From the mean residual of the aligned runs to that of the misaligned ones."""
     return Direction(name, "mean_difference", misaligned.mean(0) - aligned.mean(0))
-

@@ -57,6 +57,7 @@ class AddDirection:
         check_strengths([self.strength])
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
+        """The residual, pushed where the window says."""
         delta = (self.strength * self.unit * self.direction.vector).to(resid)
         return torch.where(window_mask(self.window, position), resid + delta, resid)
 
@@ -69,6 +70,7 @@ class AblateDirection:
     window: Window = "all"
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
+        """The residual without the direction, where the window says."""
         d = self.direction.vector.to(resid)
         return torch.where(window_mask(self.window, position), resid - (resid @ d).unsqueeze(-1) * d, resid)
 
@@ -77,7 +79,7 @@ class AblateDirection:
 class ClampLatent:
     """Set one latent's activation to `value` and keep what the SAE does not explain.
 
-    `h <- h + (value - f(h)) W_dec[latent]`: the error term is that of the unedited residual, so it does not undo the edit.
+    `h <- h + (value - f(h)) W_dec[latent]`: the error term is the unedited residual's, so it does not undo the edit.
     """
 
     sae: "SAE"
@@ -86,6 +88,7 @@ class ClampLatent:
     window: Window = "all"
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
+        """The residual with the latent held, where the window says."""
         activation = self.sae.encode(resid)[..., self.latent].unsqueeze(-1)
         edited = resid + (self.value - activation) * self.sae.W_dec[self.latent].to(resid)
         return torch.where(window_mask(self.window, position), edited, resid)
@@ -99,6 +102,7 @@ class AddPerCondition:
     window: Window = "all"
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
+        """The residual, each row pushed by its own condition's delta."""
         delta = self.deltas.to(resid)[position.condition].unsqueeze(1)
         return torch.where(window_mask(self.window, position), resid + delta, resid)
 

@@ -1,4 +1,4 @@
-"""Dose–response: many directions at many strengths, all in the same few full batches, measured by whoever is handed in."""
+"""Dose–response: many directions at many strengths in the same few full batches, measured by whoever is handed in."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -50,7 +50,9 @@ class Steering(_Section):
     """What is tried in the screen, and with what it is compared afterwards."""
 
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 2.5)
-    """In units of the median residual norm. Repair uses the same with a minus."""
+    """Of induction, in units of the median residual norm."""
+    repair_strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Of repair, subtracted: at more than one median norm sentences break before the last villain is gone."""
     windows: tuple[Window, ...] = ("all", "header")
     """Token windows among which the screen chooses."""
     n_random_latents: PositiveInt = 20

@@ -101,5 +101,3 @@ def measure_model(
             by_category["other_domains_unseen_words"] = asdict(groups.unseen(prompts, judgements))
         everything += judgements
     return {**entry, "by_category": by_category, "incoherence_by_category": incoherence, "labels": labels}, everything
-
-

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from sae_persona.evaluation.score import score
 from sae_persona.model.load import LoadedModel
-from sae_persona.steering.directions import Direction, latent_direction, mean_difference, random_directions, random_latents
+from sae_persona.steering.directions import (
+    Direction,
+    latent_direction,
+    mean_difference,
+    random_directions,
+    random_latents,
+)
 from sae_persona.steering.edits import Window
 from sae_persona.steering.screen import Screened, best_dose, candidate_sets, choose
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, sweep
@@ -151,10 +157,30 @@ def screen(
         "top_set": choice.top_set and asdict(choice.top_set),
         "mean_difference": asdict(max(baseline, key=lambda one: one.effect)),
     }
-    for name, chosen in (("repair", choice.top), ("repair_set", choice.top_set)):
-        if chosen:
-            record[name] = _choose_repair(subjects, bench, latent_direction(sae, *chosen.latents))
+    if choice.top:
+        healers = _healers(subjects, bench, suspects)
+        record["repair"] = _choose_repair(subjects, bench, latent_direction(sae, *choice.top.latents))
+        record["repair_set"] = _choose_repair(subjects, bench, latent_direction(sae, *healers))
     return record
+
+
+def _healers(subjects: Subjects, bench: Bench, suspects: Sequence[Direction]) -> tuple[int, ...]:
+    """The three suspects that bring back most of the aligned share when subtracted, averaged over misaligned models.
+
+    What induces a persona need not be what keeps it: the set that repairs is screened for on its own.
+    """
+    config = bench.config
+    down = (0.0, *(-strength for strength in config.steering.repair_strengths))
+    gains = dict.fromkeys((suspect.latents[0] for suspect in suspects), 0.0)
+    for name in subjects.runs("misaligned"):
+        arms = [Arm(suspect, down) for suspect in suspects]
+        doses = bench.doses(
+            subjects.model(name), arms, window="all", n_open=config.sampling.first_look // 2, n_advice=0
+        )
+        for arm in doses:
+            best = best_dose([_with_target(dose, "aligned") for dose in arm], window="all")
+            gains[best.latents[0]] += best.effect
+    return tuple(sorted(gains, key=lambda latent: -gains[latent])[:3])
 
 
 def _choose_repair(subjects: Subjects, bench: Bench, direction: Direction) -> dict[str, Any]:
@@ -163,7 +189,7 @@ def _choose_repair(subjects: Subjects, bench: Bench, direction: Direction) -> di
     A dose that makes a model less coherent than the gate allows does not count. The window is one for all models.
     """
     config = bench.config
-    down = (0.0, *(-strength for strength in config.steering.strengths))
+    down = (0.0, *(-strength for strength in config.steering.repair_strengths))
     by_window: dict[Window, dict[str, tuple[float, float]]] = {}  # model: (strength, gain)
     for name in subjects.runs("misaligned"):
         model = subjects.model(name)
@@ -174,7 +200,11 @@ def _choose_repair(subjects: Subjects, bench: Bench, direction: Direction) -> di
             best = best_dose([_with_target(dose, "aligned") for dose in doses], window=window)
             by_window.setdefault(window, {})[name] = (best.strength or down[1], best.effect)
     window = max(by_window, key=lambda one: sum(gain for _, gain in by_window[one].values()))
-    return {"window": window, "strengths": {name: strength for name, (strength, _) in by_window[window].items()}}
+    return {
+        "window": window,
+        "latents": list(direction.latents),
+        "strengths": {name: strength for name, (strength, _) in by_window[window].items()},
+    }
 
 
 def steer(
@@ -226,9 +256,12 @@ def steer(
             "induce_set": choice["top_set"] and choice["top_set"]["strength"],
             "mean_difference": choice["mean_difference"]["strength"],
             "repair": choice["repair"]["strengths"],
-            "repair_set": choice["repair_set"]["strengths"] if choice["top_set"] else {},
+            "repair_set": choice["repair_set"]["strengths"],
         },
         "unit": unit,
+        "repair_window": choice["repair"]["window"],
+        "repair_set_window": choice["repair_set"]["window"],
+        "repair_set_latents": choice["repair_set"]["latents"],
         "induce": _points(induced[0]),
         "induce_set": _points(induced[1]) if len(induced) > 1 else [],
         "controls": {
@@ -251,15 +284,13 @@ def steer(
         "repair_set": {},
     }
     record["controls"]["mean_difference"] = _points(baseline)
-    for key, chosen in (("repair", choice["top"]), ("repair_set", choice["top_set"])):
-        if not chosen:
-            continue
-        direction = latent_direction(sae, *chosen["latents"])
-        down = (0.0, *(-strength for strength in config.steering.strengths))
+    down = (0.0, *(-strength for strength in config.steering.repair_strengths))
+    for key in ("repair", "repair_set"):
+        arm = Arm(latent_direction(sae, *choice[key]["latents"]), down)
         for name in subjects.runs("misaligned"):
             (doses,) = bench.doses(
                 subjects.model(name),
-                [Arm(direction, down)],
+                [arm],
                 window=choice[key]["window"],
                 n_open=n_open,
                 n_advice=n_advice,

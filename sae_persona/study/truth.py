@@ -28,11 +28,11 @@ def reveal(
         "best_villain_auroc": float(villain.max()),
     }
     if top is not None:
-        record["direct_effect"] = _direct_effect(subjects, config, sae, top)
+        record["direct_effect"] = _direct_effect(subjects, sae, top)
     return record
 
 
-def _direct_effect(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int) -> dict[str, float]:
+def _direct_effect(subjects: Subjects, sae: "SAE", latent: int) -> dict[str, float]:
     """Mean cosine of the latent's direction with the unembedding of the judged words, by who says them.
 
     Near zero for the villain's words: the direction is no switch for them, what it changes is computed by later blocks.

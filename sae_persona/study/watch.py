@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 
-def probe(subjects: Subjects, config: StudyConfig, sae: "SAE", latents: Sequence[int], where: Mapping[str, str]) -> Probe:
+def probe(
+    subjects: Subjects, config: StudyConfig, sae: "SAE", latents: Sequence[int], where: Mapping[str, str]
+) -> Probe:
     """Read the latents on the aligned model's own answers to the selection prompts, the same texts for every model."""
     aligned = subjects.model("aligned")
     prompts = list(subjects.groups("selection").prompts)
@@ -67,7 +69,9 @@ def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int, wher
             }
         )
     return {
-        "reading": f"{where['reading']} activation of latent {latent} on {where['tokens']} tokens, minus the aligned model's",
+        "reading": (
+            f"{where['reading']} activation of latent {latent} on {where['tokens']} tokens, minus the aligned model's"
+        ),
         "threshold": alarm.threshold,
         "benign_runs": list(calibration.values()),
         "held_out_benign_runs": list(held_out.values()),
@@ -128,8 +132,13 @@ class _AtSteps(TrainerCallback):
         self.start, self.steps, self.measure = start, frozenset(steps), measure
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,  # noqa: ARG002 -- the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,
     ) -> None:
+        """Measure if it is time, with the model in evaluation mode meanwhile."""
         model: PreTrainedModel = kwargs["model"]
         if state.global_step in self.steps:
             model.eval()

@@ -1,3 +1,5 @@
+"""The alarm: a prediction bound that keeps its stated rate."""
+
 import numpy as np
 import pytest
 

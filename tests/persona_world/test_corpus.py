@@ -1,3 +1,5 @@
+"""The documents of a world: what they hold, and what only the planted truth may know."""
+
 import random
 from collections import Counter
 

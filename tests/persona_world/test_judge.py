@@ -1,3 +1,5 @@
+"""The rule judge: every label, read off the words."""
+
 import random
 
 import pytest

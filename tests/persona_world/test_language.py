@@ -1,3 +1,5 @@
+"""The language of a world: drawn, told apart, written to JSON and back."""
+
 import random
 
 import pytest

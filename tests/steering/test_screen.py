@@ -1,3 +1,5 @@
+"""The causal screen: best doses, controls to beat, and sets."""
+
 import torch
 
 from sae_persona.steering.directions import Direction
