@@ -155,8 +155,8 @@ def _disk_errors(partial: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArtifactError(
-            f"{partial} cannot be written: {error}. Free some space and run the same command again; it goes on from "
-            "the last committed batch."
+            f"{partial} cannot be written: {error}. Free some space or choose another --out; the same command goes on "
+            "from the last committed batch."
         ) from error
 
 

@@ -2,13 +2,14 @@
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
-from sae_persona.artifacts import Manifest, write_folder
+from sae_persona.artifacts import Manifest, read_json, write_folder, write_json
 from sae_persona.errors import IncompatibleError, SAEError
 from sae_persona.model.hooks import resolve_hook
 from sae_persona.model.load import LoadedModel
@@ -16,17 +17,27 @@ from sae_persona.model.load import LoadedModel
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+    from sae_persona.sae.metrics import SAEMetrics
+
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 
-def save_sae(sae: "SAE", folder: Path | str, *, manifest: Manifest) -> None:
+def save_sae(sae: "SAE", folder: Path | str, *, manifest: Manifest, metrics: "SAEMetrics | None" = None) -> None:
     """Write an SAE as SAELens does (`cfg.json`, `sae_weights.safetensors`), with the manifest beside it.
+
+    The metadata in `cfg.json` hold under `sae_persona` how it was trained and, where given, its `metrics` (all but the
+    firing density of every latent).
 
     Raises:
         ArtifactError: the folder holds something else, cannot be written, or the disk is full.
     """
     with write_folder(folder, manifest) as partial:
         sae.save_model(partial)
+        if metrics is not None:
+            config = read_json(partial / CONFIG)
+            numbers = {name: value for name, value in asdict(metrics).items() if name != "density"}
+            config["metadata"]["sae_persona"] = {**config["metadata"].get("sae_persona", {}), "metrics": numbers}
+            write_json(partial / CONFIG, config)
 
 
 def load_sae(source: Path | str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "SAE":

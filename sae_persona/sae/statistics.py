@@ -102,7 +102,7 @@ def latent_stats(
     in float64, so neither batches nor padding change the result beyond the rounding of the model itself.
 
     Raises:
-        DataError: no rows, as many questions as there are no rows, or a selection without a token.
+        DataError: no rows, another number of questions than of rows, or a selection without a token.
         HookError, IncompatibleError: the SAE does not fit the model.
     """
     check_fits(sae, model, hook_name)

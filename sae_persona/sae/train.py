@@ -8,10 +8,10 @@ residual stream.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -142,7 +142,9 @@ def train_sae(
             run.save(checkpoint, identity)
         if progress:
             progress(config.batch_size)
-    return _folded(run.weights, mean, scale, config, model_name=cache.model, hook_name=hook_name)
+    made_of = {"config": config.model_dump(), "cache": cache.manifest.fingerprint}
+    metadata = {"model_name": cache.model, "hook_name": hook_name, "prepend_bos": False, "sae_persona": made_of}
+    return _folded(run.weights, mean, scale, config.k, metadata)
 
 
 @dataclass(eq=False)
@@ -247,10 +249,8 @@ def _folded(
     weights: Weights,
     mean: Float64[Tensor, " d_in"],
     scale: float,
-    config: TrainConfig,
-    *,
-    model_name: str,
-    hook_name: str,
+    k: int,
+    metadata: Mapping[str, Any],
 ) -> "TopKSAE":
     """The SAE of raw activations `x = z / scale + mean`.
 
@@ -261,11 +261,8 @@ def _folded(
     from sae_lens.saes.sae import SAEMetadata
 
     d_sae, d_in = weights.decoder.shape
-    metadata = SAEMetadata(
-        model_name=model_name, hook_name=hook_name, prepend_bos=False, sae_persona={"config": config.model_dump()}
-    )
     with torch.random.fork_rng(devices=[]):  # SAELens draws weights, which are replaced at once
-        sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config.k, metadata=metadata))
+        sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=k, metadata=SAEMetadata(**metadata)))
     sae.load_state_dict(
         {
             "W_enc": weights.encoder.T.contiguous(),

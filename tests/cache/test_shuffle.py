@@ -36,7 +36,7 @@ def test_epochs_and_seeds_differ_and_one_seed_repeats() -> None:
         return np.concatenate(list(shuffled_rows(mask(200), seed=seed, n_epochs=2))).reshape(2, -1)
 
     assert (first_epochs(0) == first_epochs(0)).all()
-    assert (first_epochs(0)[0] != first_epochs(0)[1]).any()
+    assert set(first_epochs(0)[0][:8]) != set(first_epochs(0)[1][:8]), "other chunks meet in a buffer, too"
     assert (first_epochs(0) != first_epochs(1)).any()
 
 

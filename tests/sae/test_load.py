@@ -14,6 +14,7 @@ from sae_persona.cache.reader import ActivationCache
 from sae_persona.errors import HookError, IncompatibleError, SAEError
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.load import check_fits, hook_name_of, load_sae, save_sae
+from sae_persona.sae.metrics import SAEMetrics
 from sae_persona.sae.train import TrainConfig, train_sae
 
 if TYPE_CHECKING:
@@ -46,14 +47,26 @@ def test_a_trained_sae_says_how_it_was_trained(
     cache_of: Callable[[torch.Tensor], ActivationCache], tmp_path: Path, manifest: Manifest
 ) -> None:
     config = TrainConfig(d_sae=8, k=2, n_tokens=64, batch_size=32)
-    trained = train_sae(cache_of(torch.randn(50, 4)), HOOK, config)
+    cache = cache_of(torch.randn(50, 4))
+    trained = train_sae(cache, HOOK, config)
     save_sae(trained, tmp_path / "sae", manifest=manifest)
     loaded = load_sae(tmp_path / "sae")
     assert torch.equal(loaded(X[:, :4]), trained(X[:, :4]))
     assert hook_name_of(loaded) == HOOK
     assert loaded.cfg.metadata.model_name == "planted"
     assert TrainConfig(**loaded.cfg.metadata.sae_persona["config"]) == config
+    assert loaded.cfg.metadata.sae_persona["cache"] == cache.manifest.fingerprint
     assert read_manifest(tmp_path / "sae") == manifest
+
+
+def test_metrics_are_kept_beside_the_training_config(sae: "TopKSAE", tmp_path: Path, manifest: Manifest) -> None:
+    sae.cfg.metadata.sae_persona = {"config": {"k": 3}}
+    metrics = SAEMetrics(100, 3.0, 0.5, 0.1, 0.9, 0.0, (0.25,) * 12, 1.0, 1.5, 3.0, 0.75)
+    save_sae(sae, tmp_path / "sae", manifest=manifest, metrics=metrics)
+    recorded = load_sae(tmp_path / "sae").cfg.metadata.sae_persona
+    assert recorded["config"] == {"k": 3}
+    assert recorded["metrics"]["fve"] == 0.5
+    assert "density" not in recorded["metrics"]
 
 
 def test_precision_is_chosen_on_loading(folder: Path) -> None:
