@@ -289,8 +289,8 @@ def test_an_edit_that_breaks_the_numbers_is_named_as_the_cause(talker: LoadedMod
         (prompts(["w10", "w11", "w10"]), "'w10' comes twice"),
         ([Prompt("p", "open_ended", "q", "f", ())], "prompt 'p' has no messages"),
         (
-            prompts(["be happy . " * 62]),
-            "has 189 tokens; with an answer of up to 8 it exceeds the model's context of 192",
+            prompts(["w9 " * 54]),
+            "has 57 tokens; with an answer of up to 8 it exceeds the model's context of 64",
         ),
     ],
 )

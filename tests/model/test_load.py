@@ -124,8 +124,8 @@ def test_an_adapter_is_merged_into_its_base(adapter: Path, folder: Path) -> None
     merged = load_model(adapter)
     with pytest.warns(FutureWarning):
         reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter))
-    # Merging sums the weights once instead of the products at every token: float32 rounding, on logits near one.
-    torch.testing.assert_close(logits(merged.hf), logits(reference), rtol=0, atol=1e-6)
+    # Merging sums the weights once instead of the products at every token: float32 rounding, on logits up to ten.
+    assert (logits(merged.hf) - logits(reference)).abs().max() < 2e-5
     assert (logits(merged.hf) - logits(load_model(folder).hf)).abs().max() > 0.01
     assert type(merged.hf).__name__ == "LlamaForCausalLM"
     assert not any("lora" in name for name, _ in merged.hf.named_parameters())
