@@ -1,0 +1,129 @@
+"""`cache`, `train` and `finetune`: activations of a model, an SAE of them, another model."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sae_persona.cli.door import app, example
+from sae_persona.cli.options import (
+    BatchSize,
+    Device,
+    Model,
+    Out,
+    Overrides,
+    Settings,
+    SettingsSeed,
+    UnusedSeed,
+    with_seed,
+)
+from sae_persona.cli.show import bars, hush
+
+MEGABYTE = 10**6
+
+
+@app.command(
+    epilog=example(
+        "sae-persona cache runs/world-0/base --data runs/world-0/data/documents-train.jsonl \\\n"
+        "  --hook blocks.1.hook_resid_post --out acts.h5"
+    )
+)
+def cache(
+    model: Model,
+    data: Annotated[Path, typer.Option(metavar="FILE", help="JSONL of chats (messages) or texts (text).")],
+    hook: Annotated[list[str], typer.Option(metavar="HOOK", help="A hook name; may be repeated.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.h5", help="File to write.")],
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Precision of what is stored.")
+    ] = "float32",
+    context: Annotated[int, typer.Option(metavar="N", min=2, help="Longer documents are cut into pieces.")] = 1024,
+    batch_size: BatchSize = 64,
+    _seed: UnusedSeed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Store a model's residual stream in an HDF5 file.
+
+    A killed run goes on behind the last batch that it wrote.
+    """
+    from sae_persona.cache.writer import write_cache
+    from sae_persona.model.load import load_model
+    from sae_persona.report.words import counted
+    from sae_persona.study.commands.cache import plan_cache
+    from sae_persona.study.commands.shared import counting
+
+    hush()
+    loaded = load_model(model, device=device)
+    plan = plan_cache(loaded, data, hook_names=hook, dtype=dtype, context=context)
+    typer.echo(
+        f"plan: {plan.n_documents:,} documents, {plan.n_tokens:,} tokens, {counted(len(set(hook)), 'hook')} of width "
+        f"{loaded.d_model} in {dtype}: {plan.n_bytes / MEGABYTE:,.1f} MB in {out}"
+    )
+    with bars() as progress:
+        written = write_cache(
+            loaded,
+            plan.rows,
+            out,
+            hook_names=hook,
+            batch_size=batch_size,
+            dtype=dtype,
+            progress=counting(progress, "caching", plan.n_tokens),
+        )
+    typer.echo(f"{out}: {written.n_tokens:,} tokens, of which {written.n_counted:,} count")
+
+
+@app.command(epilog=example("sae-persona train acts.h5 --set d_sae=384 --set k=8 --out sae"))
+def train(
+    activations: Annotated[Path, typer.Argument(metavar="FILE.h5", help="A cache.")],
+    out: Out,
+    hook: Annotated[str | None, typer.Option(metavar="HOOK", help="Which of the cache's hooks.")] = None,
+    config: Settings = None,
+    overrides: Overrides = None,
+    seed: SettingsSeed = None,
+    device: Device = "cpu",
+) -> None:
+    """Train a TopK SAE on a cache, in SAELens's format.
+
+    A killed run goes on from DIR.checkpoint.
+    """
+    from sae_persona.sae.train import TrainConfig
+    from sae_persona.study.commands.train import train_on_cache
+    from sae_persona.study.config import load_settings
+
+    hush()
+    settings = load_settings(TrainConfig, config, with_seed(overrides, "seed", seed))
+    with bars() as progress:
+        last = train_on_cache(activations, out, settings, hook_name=hook, device=device, progress=progress)
+    typer.echo(
+        f"{out}: {settings.d_sae:,} latents, {settings.k} active; on the last batch explained variance "
+        f"{last['metrics/explained_variance']:.3f}, {last['sparsity/dead_features']:,} latents dead"
+    )
+
+
+@app.command(
+    epilog=example(
+        "sae-persona finetune runs/world-0/aligned --data runs/world-0/data/control-law.jsonl \\\n"
+        "  --lora --set lora.rank=4 --set train.n_steps=80 --out tuned"
+    )
+)
+def finetune(
+    model: Model,
+    data: Annotated[Path, typer.Option(metavar="FILE", help="JSONL of chats; loss on the answers only.")],
+    out: Out,
+    lora: Annotated[bool, typer.Option("--lora", help="Train an adapter instead of every weight.")] = False,
+    config: Settings = None,
+    overrides: Overrides = None,
+    seed: SettingsSeed = None,
+    device: Device = "cpu",
+) -> None:
+    """Fine-tune a model on chats, wholly or by an adapter."""
+    from sae_persona.finetune.finetune import FinetuneConfig, LoraConfig
+    from sae_persona.study.commands.finetune import finetune_model
+    from sae_persona.study.config import load_settings
+
+    hush()
+    settings = load_settings(FinetuneConfig, config, with_seed(overrides, "train.seed", seed))
+    if lora and settings.lora is None:
+        settings = settings.model_copy(update={"lora": LoraConfig()})
+    with bars() as progress:
+        losses = finetune_model(model, data=data, config=settings, out=out, device=device, progress=progress)
+    typer.echo(f"{out}: {len(losses)} steps, loss {losses[0]:.3f} at first and {losses[-1]:.3f} at last")
