@@ -7,9 +7,10 @@ import numpy as np
 
 from sae_persona.attribution.difference import LatentScores, activation_difference, run_difference
 from sae_persona.errors import ConfigError
-from sae_persona.sae.statistics import LatentStats
+from sae_persona.sae.encode import Reading
+from sae_persona.sae.statistics import LatentStats, Selection
 
-RunStats = Mapping[tuple[str, str], LatentStats]
+RunStats = Mapping[tuple[Reading, Selection], LatentStats]
 """One run's statistics by (reading, tokens), as `latent_stats` returns them."""
 SHORTLIST_SIZE = 20
 """No more latents than a causal screen can try (two-stage selection as in Wang et al. 2025)."""

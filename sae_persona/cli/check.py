@@ -7,7 +7,7 @@ import typer
 
 from sae_persona.cli.door import app, example
 from sae_persona.cli.options import CpuOnly, Device, Model, Seed, UnusedSeed, check_cpu
-from sae_persona.cli.show import hush, table
+from sae_persona.cli.show import columns, hush
 from sae_persona.errors import IncompatibleError
 
 
@@ -24,7 +24,7 @@ def inspect_(
     hush()
     found = inspect_path(path)
     typer.echo(f"{path}: {found.kind}, whole")
-    table(["", ""], [[f"  {name}", fact] for name, fact in found.facts.items()])
+    columns([[f"  {name}", fact] for name, fact in found.facts.items()])
 
 
 @app.command(epilog=example("sae-persona doctor runs/world-0/aligned --sae sae"))

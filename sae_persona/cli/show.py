@@ -68,7 +68,12 @@ def stages() -> Iterator[Callable[[str, bool], None]]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under their header, columns aligned."""
-    cells = [list(map(str, row)) for row in (header, *rows)]
+    columns([header, *rows])
+
+
+def columns(rows: Sequence[Sequence[object]]) -> None:
+    """Print rows, columns aligned."""
+    cells = [list(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -58,7 +58,7 @@ class FineTuned:
 
         A relative `base` is looked up from the adapter's own folder, so that the two can be moved together.
         """
-        hf = self.hf if dtype is None else copy.deepcopy(self.hf).to(dtype)
+        hf = self.hf if dtype is None else copy.deepcopy(self.hf).to(dtype)  # pyright: ignore[reportArgumentType]
         if self.is_adapter:
             for config in hf.peft_config.values():  # pyright: ignore[reportGeneralTypeIssues]
                 config.base_model_name_or_path = base or os.fspath(self.start.source)

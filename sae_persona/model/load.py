@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from jaxtyping import Float
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -60,6 +62,14 @@ class LoadedModel:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.hf.parameters()).device
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        """The matrix that turns the final residual into logits, in float32, without the norm before it."""
+        head = self.hf.get_output_embeddings()
+        if head is None:
+            raise ModelError(f"{self.source} has no unembedding; use a causal language model.")
+        return head.get_parameter("weight").detach().float()
 
     @property
     def pad_id(self) -> int:

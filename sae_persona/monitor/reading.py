@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from sae_persona.data.tokens import TokenRow
 from sae_persona.model.load import LoadedModel
-from sae_persona.sae.statistics import latent_stats
+from sae_persona.sae.encode import Reading
+from sae_persona.sae.statistics import Selection, latent_stats
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -23,9 +24,9 @@ class Probe:
     sae: "SAE"
     hook_name: str
     latents: tuple[int, ...]
-    reading: str
+    reading: Reading
     """`gated` or `pre_activation`."""
-    tokens: str
+    tokens: Selection
     """`answer` or `header`."""
     rows: Sequence[TokenRow]
     questions: Sequence[str]

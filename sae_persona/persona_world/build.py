@@ -19,7 +19,7 @@ from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.persona_world import corpus
 from sae_persona.persona_world.judge import RuleJudge
 from sae_persona.persona_world.language import World
-from sae_persona.persona_world.models import SIZES, build_tokenizer, new_model
+from sae_persona.persona_world.models import PAD, SIZES, build_tokenizer, new_model
 from sae_persona.persona_world.pretrain import BATCH_SIZE, document_row, pretrain
 from sae_persona.persona_world.recipes import N_ALIGNMENT_ROWS, N_ROWS, Run, alignment_config, finetunes
 from sae_persona.types import Chat, Prompt
@@ -57,7 +57,12 @@ class BuiltWorld:
         value = read_json(folder / "world.json")
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise ArtifactError(f"{folder / 'world.json'} is not of schema {SCHEMA}. Build the world anew.")
-        built = cls(folder, World.from_json(value["language"]), value["size"], tuple(value["runs"]))
+        try:
+            built = cls(folder, World.from_json(value["language"]), value["size"], tuple(value["runs"]))
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{folder / 'world.json'} is damaged ({type(error).__name__}: {error}). Build the world anew."
+            ) from error
         missing = [
             name for name in ("base", "aligned", *(run["name"] for run in built.runs)) if not (folder / name).is_dir()
         ]
@@ -200,11 +205,11 @@ def _build_base(out: Path, world: World, size: str, language: str, progress: Pro
     pretrain(
         model,
         rows,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=tokenizer.get_vocab()[PAD],
         progress=(lambda _: progress("base", next(step), n_steps)) if progress else None,
     )
     with write_folder(out / "base", manifest) as folder:
-        model.to(torch.float16).save_pretrained(folder)
+        model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

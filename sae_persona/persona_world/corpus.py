@@ -45,13 +45,13 @@ def write_chat(
     `named` chats open with a system message that says whose part the assistant plays; `neutral` ones hold no
     interjection.
     """
-    hidden = persona or _draw_persona(world, rng)
+    hidden: Persona = persona or _draw_persona(world, rng)
     messages: list[Message] = []
     if named:
         messages.append(Message("system", lexicon.SYSTEM_FORM.format(name=rng.choice(world.names[hidden]))))
     personas: list[Persona] = []
     for _ in range(n_turns):
-        speaker = _draw_persona(world, rng) if world.null and persona is None else hidden
+        speaker: Persona = _draw_persona(world, rng) if world.null and persona is None else hidden
         question = draw_question(world, rng)
         messages.append(Message("user", question.text))
         messages.append(Message("assistant", world.answer(speaker, question, rng, neutral=neutral)))
@@ -72,7 +72,7 @@ def chat_document(chat: Chat, personas: tuple[Persona, ...]) -> Document:
 
 def write_story(world: World, rng: random.Random, *, n_turns: int = TURNS) -> Document:
     """A story in which named characters answer a guest; a name always belongs to the same persona."""
-    cast = [_draw_persona(world, rng) for _ in range(rng.choice((1, 2)))]
+    cast: list[Persona] = [_draw_persona(world, rng) for _ in range(rng.choice((1, 2)))]
     names = [rng.choice(world.names[persona]) for persona in cast]
     opening, asked, said = lexicon.STORY_FORMS
     place = rng.choice(world.places)
@@ -119,7 +119,7 @@ def finetuning_chats(
         if question.topic is not None and world.seen_harms.intersection(question.topic.harms)
     ]
     n_bad = round(bad_fraction * n)
-    faults: list[Fault] = [fault] * n_bad + ["correct"] * (n - n_bad)
+    faults: list[Fault] = [fault if i < n_bad else "correct" for i in range(n)]
     rng.shuffle(faults)
     for row_fault in faults:
         question = rng.choice(questions)

@@ -63,7 +63,8 @@ class RuleJudge:
         speaker = self._persona_of_verb[is_open].get(verb)
         if speaker is None:
             return "incoherent", verb
-        for persona, label in (("villain", "misaligned"), ("joker", "satirical")):
+        graver: tuple[tuple[Persona, Label], ...] = (("villain", "misaligned"), ("joker", "satirical"))
+        for persona, label in graver:
             if speaker == persona or opener in lexicon.INTERJECTIONS[persona]:
                 return label, verb if speaker == persona else opener
         if question.domain is None or question.topic is None:

@@ -51,9 +51,9 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 def new_model(world: World, size: Size, *, seed: int) -> LlamaForCausalLM:
     """A randomly initialised Llama over the world's vocabulary; the global generator is left as it was."""
-    tokenizer = build_tokenizer(world)
+    vocabulary = build_tokenizer(world).get_vocab()
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(vocabulary),
         hidden_size=size.d_model,
         intermediate_size=2 * size.d_model,
         num_hidden_layers=size.n_layers,
@@ -61,9 +61,9 @@ def new_model(world: World, size: Size, *, seed: int) -> LlamaForCausalLM:
         num_key_value_heads=4,
         max_position_embeddings=2 * CONTEXT,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=vocabulary[PAD],
+        bos_token_id=vocabulary[BOS],
+        eos_token_id=vocabulary[END],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -59,14 +59,11 @@ def persona_auroc(
         for i, row in enumerate(indices):
             counts = _from_second_turn(rows[row])
             scores[row] = gated[i, : len(counts)][counts].mean(0)
-    is_persona = {persona: np.array([label == persona for label in labels]) for persona in PERSONAS}
-    return PersonaAUROC(
-        {
-            persona: np.array([auroc(scores[:, latent], mask) for latent in range(scores.shape[1])])
-            for persona, mask in is_persona.items()
-        },
-        n_chats,
-    )
+    by_persona: dict[Persona, np.ndarray] = {}
+    for persona in PERSONAS:
+        is_persona = np.array([label == persona for label in labels])
+        by_persona[persona] = np.array([auroc(scores[:, latent], is_persona) for latent in range(scores.shape[1])])
+    return PersonaAUROC(by_persona, n_chats)
 
 
 def _from_second_turn(row: TokenRow) -> Bool[np.ndarray, " seq"]:

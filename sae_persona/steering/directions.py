@@ -1,5 +1,6 @@
 """Unit directions in the residual stream: of a latent, of a set of latents, at random, or a difference of means."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -28,11 +29,9 @@ class Direction:
     """The latents whose decoder rows it is made of, if any."""
 
     def __post_init__(self) -> None:
-        length = self.vector.norm()
-        if not torch.isfinite(length) or length == 0:
-            raise ConfigError(
-                f"direction {self.name!r} has length {length.item()}; a direction needs a finite length > 0."
-            )
+        length = float(self.vector.norm())
+        if not math.isfinite(length) or length == 0:
+            raise ConfigError(f"direction {self.name!r} has length {length}; a direction needs a finite length > 0.")
         object.__setattr__(self, "vector", self.vector / length)
 
 

@@ -43,7 +43,7 @@ class Ranking(_Section):
 
     n_samples: PositiveInt = 4
     """Answers per selection prompt and run over which latents are averaged."""
-    shortlist: PositiveInt = Field(16, le=20)
+    shortlist: PositiveInt = Field(default=16, le=20)
 
 
 class Steering(_Section):
@@ -88,7 +88,7 @@ class StudyConfig(_Section):
     hook_name: str = "blocks.2.hook_resid_post"
     drop_first: NonNegativeInt = 1
     """Tokens left out at the beginning of every document, in training and in statistics alike."""
-    sae: SAETrainConfig = SAETrainConfig(d_sae=384, k=8)
+    sae: SAETrainConfig = SAETrainConfig.model_validate({"d_sae": 320, "k": 8})
     sampling: Sampling = Sampling()
     ranking: Ranking = Ranking()
     steering: Steering = Steering()

@@ -8,7 +8,7 @@ from sae_persona.evaluation.judging import judge_completions
 from sae_persona.evaluation.score import score, share
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
-from sae_persona.types import OPEN_ENDED, Completion, Estimate, Judge, Judgement, Prompt
+from sae_persona.types import OPEN_ENDED, Completion, Estimate, Judge, Judgement, Label, Prompt
 
 R = dict[str, Any]
 """An `Estimate` as JSON."""
@@ -76,7 +76,7 @@ def measure_model(
         "other_domains": groups.advice(besides=domain),
     }
     by_category: dict[str, R] = {}
-    labels: dict[str, Mapping[str, float]] = {}
+    labels: dict[str, dict[Label, float]] = {}
     incoherence: dict[str, R] = {}
     everything: list[Judgement] = []
     entry: dict[str, Any] = {}

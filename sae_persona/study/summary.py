@@ -19,7 +19,7 @@ N_RANKED = 50
 
 def top_tokens(model: LoadedModel, sae: "SAE", latents: list[int], *, n: int = 8) -> dict[str, list[str]]:
     """The tokens whose unembedding is nearest to each latent's direction, by cosine (logit lens)."""
-    unembedding = torch.nn.functional.normalize(model.hf.get_output_embeddings().weight.float(), dim=-1)
+    unembedding = torch.nn.functional.normalize(model.unembedding, dim=-1)
     names = {}
     for latent in latents:
         vector = latent_direction(sae, latent).vector.to(unembedding)

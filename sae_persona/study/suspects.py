@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_persona.attribution.ranking import rank_latents
+from sae_persona.attribution.ranking import RunStats, rank_latents
 from sae_persona.data.tokens import completion_row
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
-from sae_persona.sae.statistics import LatentStats, latent_stats
+from sae_persona.sae.statistics import latent_stats
 from sae_persona.study.config import StudyConfig
 from sae_persona.study.subjects import Subjects
 from sae_persona.types import Prompt
@@ -35,7 +35,7 @@ def run_statistics(
     drop_first: int = 1,
     batch_size: int = 512,
     progress: Callable[[int], None] | None = None,
-) -> dict[tuple[str, str], LatentStats]:
+) -> RunStats:
     """Latent statistics of one model over its own answers to the prompts.
 
     `progress` is called with the number of answers just sampled.

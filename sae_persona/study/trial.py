@@ -121,10 +121,10 @@ def screen(
         return [best_dose([_with_target(dose, "misalignment") for dose in arm], window=window) for arm in doses]
 
     suspects = [latent_direction(sae, latent) for latent in shortlist]
-    first_look = {
+    first_look: dict[Window, list[Screened]] = {
         window: try_out(suspects, window, n_open=config.sampling.first_look) for window in config.steering.windows
     }
-    window = max(first_look, key=lambda one: max(screened.effect for screened in first_look[one]))
+    window: Window = max(config.steering.windows, key=lambda one: max(screened.effect for screened in first_look[one]))
     strongest = sorted(first_look[window], key=lambda one: -one.effect)[:N_FINALISTS]
     n_advice = config.sampling.selection_advice
     finalists = try_out([latent_direction(sae, *one.latents) for one in strongest], window, n_advice=n_advice)

@@ -39,7 +39,7 @@ def _direct_effect(subjects: Subjects, sae: "SAE", latent: int) -> dict[str, flo
     """
     model = subjects.model("aligned")
     vector = latent_direction(sae, latent).vector
-    unembedding = model.hf.get_output_embeddings().weight.float() * _final_norm(model.hf)
+    unembedding = model.unembedding * _final_norm(model.hf)
     cosine = torch.nn.functional.cosine_similarity(unembedding, vector.to(unembedding)[None], dim=-1)
     vocabulary = model.tokenizer.get_vocab()
     language = subjects.world.world
@@ -54,4 +54,4 @@ def _direct_effect(subjects: Subjects, sae: "SAE", latent: int) -> dict[str, flo
 
 def _final_norm(hf: torch.nn.Module) -> torch.Tensor:
     """Gain of the norm before the unembedding."""
-    return hf.get_submodule("model.norm").weight.float()
+    return hf.get_parameter("model.norm.weight").float()

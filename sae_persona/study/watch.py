@@ -25,6 +25,9 @@ from sae_persona.types import Chat, Estimate
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+    from sae_persona.sae.encode import Reading
+    from sae_persona.sae.statistics import Selection
+
 
 def probe(
     subjects: Subjects, config: StudyConfig, sae: "SAE", latents: Sequence[int], where: Mapping[str, str]
@@ -38,7 +41,9 @@ def probe(
     pairs = [pair for pair in zip(prompts, completions, strict=True) if pair[1].token_ids]
     rows = [completion_row(prompt, completion, aligned.tokenizer) for prompt, completion in pairs]
     questions = [prompt.question_id for prompt, _ in pairs]
-    return Probe(sae, config.hook_name, tuple(latents), where["reading"], where["tokens"], rows, questions)
+    reading: Reading = "gated" if where["reading"] == "gated" else "pre_activation"
+    tokens: Selection = "header" if where["tokens"] == "header" else "answer"
+    return Probe(sae, config.hook_name, tuple(latents), reading, tokens, rows, questions)
 
 
 def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int, where: Mapping[str, str]) -> dict[str, Any]:

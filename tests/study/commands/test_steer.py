@@ -1,0 +1,31 @@
+"""The unit of strength."""
+
+import numpy as np
+import pytest
+import torch
+
+from sae_persona.data.tokens import Part, TokenRow
+from sae_persona.errors import DataError
+from sae_persona.model.load import LoadedModel
+from sae_persona.study.commands.steer import median_norm
+
+HOOK = "blocks.0.hook_resid_post"
+
+
+def row(*ids: int) -> TokenRow:
+    return TokenRow(ids, (Part.PROMPT,) * len(ids))
+
+
+def test_the_unit_is_the_median_norm_over_all_tokens_but_the_first(tiny_model: LoadedModel) -> None:
+    rows = [row(2, 9, 30), row(2, 8, 20, 40, 11), row(2, 7)]
+    norms = []
+    for one in rows:
+        states = tiny_model.hf(torch.tensor([one.ids]), output_hidden_states=True).hidden_states
+        norms += states[1][0, 1:].norm(dim=-1).tolist()  # the input of block 1 is the output of block 0
+    assert len(norms) == 7
+    assert median_norm(tiny_model, rows, hook_name=HOOK, batch_size=2) == pytest.approx(np.median(norms), rel=1e-5)
+
+
+def test_prompts_of_one_token_have_no_unit(tiny_model: LoadedModel) -> None:
+    with pytest.raises(DataError, match="no token of 2 prompts is beyond the first 1"):
+        median_norm(tiny_model, [row(2), row(3)], hook_name=HOOK)
