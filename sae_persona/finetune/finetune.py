@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,8 @@ def _with_adapter(hf: PreTrainedModel, config: LoraConfig, *, seed: int) -> PreT
         import peft
     except ImportError as error:
         raise ModelError("LoRA needs peft, which is not installed. Install sae-persona[finetune].") from error
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
         torch.manual_seed(seed)
         try:
             return peft.get_peft_model(  # pyright: ignore[reportReturnType]
