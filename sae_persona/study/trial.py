@@ -117,6 +117,8 @@ def screen(
         directions: Sequence[Direction], window: Window, *, n_open: int = n_open, n_advice: int = 0
     ) -> list[Screened]:
         arms = [Arm(direction, up) for direction in directions]
+        if not arms:
+            return []
         doses = bench.doses(aligned, arms, window=window, n_open=n_open, n_advice=n_advice)
         return [best_dose([_with_target(dose, "misalignment") for dose in arm], window=window) for arm in doses]
 
