@@ -4,6 +4,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("sae_persona", "shape_checks.checked")  # before the first import of the package
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,6 +13,9 @@ from hypothesis import settings
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.persona_world.language import World
 from sae_persona.persona_world.models import SIZES, build_tokenizer, new_model
+
+if TYPE_CHECKING:
+    from sae_persona.persona_world.build import BuiltWorld
 
 torch.set_num_threads(1)
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no reason to fail
@@ -30,3 +35,11 @@ def tiny_model(world: World, tmp_path_factory: pytest.TempPathFactory) -> Loaded
     new_model(world, SIZES["tiny"], seed=0).save_pretrained(folder)
     build_tokenizer(world).save_pretrained(folder)
     return load_model(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> "BuiltWorld":
+    """The world of seed 0 in its tiny size, built once. Its models have learned nothing much; it exercises the path."""
+    from sae_persona.persona_world.build import build_world
+
+    return build_world(0, tmp_path_factory.mktemp("worlds") / "tiny", size="tiny")
