@@ -3,12 +3,12 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from sae_persona import __version__
 from sae_persona.errors import SaePersonaError
 
 PROGRAM = "sae-persona"
@@ -67,7 +67,7 @@ app = typer.Typer(cls=Door, add_completion=False, rich_markup_mode=None, pretty_
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{PROGRAM} {__version__}")
+        typer.echo(f"{PROGRAM} {import_module('sae_persona').__version__}")
         raise typer.Exit
 
 

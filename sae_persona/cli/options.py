@@ -33,7 +33,7 @@ Strengths = Annotated[
         help="In units of the median residual norm; 0 is always among them. Write --strengths=-0.4,0,0.4.",
     ),
 ]
-Window = Literal["all", "prompt", "answer", "newest"]
+Window = Literal["all", "prompt", "header", "answer", "newest"]
 Settings = Annotated[
     Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings; unknown keys are errors.")
 ]
