@@ -1,5 +1,6 @@
 """The sparse step against the same step in plain autograd, and what it does at the edges."""
 
+import naive_topk
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,36 +26,15 @@ def tokens(n: int, d_in: int, *, seed: int = 1) -> Float[Tensor, "n d_in"]:
     return torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def naive_step(
-    w: Weights, x: Float[Tensor, "batch d_in"], *, k: int, dead: Bool[Tensor, " d_sae"]
-) -> tuple[Tensor, Tensor, Weights]:
-    """Losses and gradients with dense activations and autograd."""
-    w = Weights(*(tensor.clone().requires_grad_() for _, tensor in w.named()))
-    pre = (x - w.b_dec) @ w.encoder.T + w.b_enc
-
-    def topk(pre: Tensor, k: int) -> Tensor:
-        values, latents = pre.topk(k)
-        return torch.zeros_like(pre).scatter(-1, latents, values.relu())
-
-    x_hat = topk(pre, k) @ w.decoder + w.b_dec
-    mse = (x_hat - x).square().mean()
-    aux = torch.zeros(())
-    if dead.any():
-        n_wanted, n_dead = x.shape[1] // 2, int(dead.sum())
-        left_over = (x - x_hat).detach()
-        explained = topk(pre.masked_fill(~dead, -torch.inf), min(n_wanted, n_dead)) @ w.decoder
-        aux = (explained - left_over).square().sum() / left_over.square().sum() * min(1, n_dead / n_wanted)
-    (mse + COEFFICIENT * aux).backward()
-    gradients = Weights(*(torch.zeros_like(t) if t.grad is None else t.grad for _, t in w.named()))
-    return mse.detach(), aux.detach(), gradients
-
-
 def assert_agree(w: Weights, x: Float[Tensor, "batch d_in"], *, k: int, dead: Bool[Tensor, " d_sae"]) -> None:
-    mse, aux, gradients = naive_step(w, x, k=k, dead=dead)
+    naive = Weights(*(tensor.clone().requires_grad_() for _, tensor in w.named()))
+    mse, aux, _ = naive_topk.losses(naive, x, k=k, dead=dead)
+    (mse + COEFFICIENT * aux).backward()
     result = topk_step(w, x, k=k, dead=dead, aux_coefficient=COEFFICIENT)
-    torch.testing.assert_close(result.mse, mse)
-    torch.testing.assert_close(result.aux, aux, check_dtype=False)
-    for (name, gradient), (_, expected) in zip(result.gradients.named(), gradients.named(), strict=True):
+    torch.testing.assert_close(result.mse, mse.detach())
+    torch.testing.assert_close(result.aux, aux.detach())
+    for (name, gradient), (_, tensor) in zip(result.gradients.named(), naive.named(), strict=True):
+        expected = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         torch.testing.assert_close(gradient, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import naive_topk
 import pytest
 import torch
 from jaxtyping import Float
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.errors import ConfigError, HookError, SAEError
+from sae_persona.sae.step import Weights
 from sae_persona.sae.train import TrainConfig, train_sae
 
 HOOK = "blocks.0.hook_resid_post"
 WriteRows = Callable[[Tensor], ActivationCache]
-SMALL = TrainConfig(d_sae=32, k=2, n_tokens=100_000, batch_size=512, lr=1e-2)
+SMALL = TrainConfig(d_sae=32, k=2, n_tokens=100_000, batch_size=512, lr=1e-2, dead_after_tokens=5000)
 SHORT = TrainConfig(d_sae=16, k=2, n_tokens=40 * 64, batch_size=64, lr=1e-2, dead_after_tokens=256)
+SILENT = SHORT.model_copy(update={"d_sae": 48, "dead_after_tokens": 192})
+"""So many latents for so few that may fire that some are dead after a few batches."""
 
 
 def planted_rows(n: int = 10_000) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n_planted d_in"]]:
@@ -50,6 +54,7 @@ def test_planted_directions_are_recovered_from_raw_activations(cache_of: WriteRo
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(32))
     last = records[-1]
     assert last["details/n_training_samples"] == 512 * math.ceil(100_000 / 512)
+    assert last["sparsity/dead_features"] == 0
     assert last["metrics/explained_variance"] == pytest.approx(fve(sae, rows), abs=0.02)
 
 
@@ -65,6 +70,38 @@ def test_activations_are_lengths_whatever_the_unit_of_the_data(cache_of: WriteRo
     large = train_sae(cache_of(rows * 64 + 640), HOOK, SHORT)
     # A power of two: scaled data are the same numbers to the training, up to rounding of their mean.
     torch.testing.assert_close(large.encode(rows * 64 + 640), small.encode(rows) * 64, rtol=1e-3, atol=1e-2)
+
+
+def test_every_step_is_the_naive_one(cache_of: WriteRows) -> None:
+    """Autograd, Adam and the constraints on the decoder, in the open; the batches are the cache's."""
+    cache = cache_of(planted_rows(n=500)[0])
+    config = SILENT.model_copy(update={"n_tokens": 12 * 64, "warmup": 0.25, "decay": 0.5})
+    scale = math.sqrt(16 / float(cache.variance(HOOK).sum()))
+    decoder = torch.randn(48, 16, generator=torch.Generator().manual_seed(0))
+    decoder /= decoder.norm(dim=-1, keepdim=True)
+    w = Weights(decoder.clone(), decoder, torch.zeros(48), torch.zeros(16))
+    adam = torch.optim.Adam([tensor.requires_grad_() for _, tensor in w.named()])
+    silent_for = torch.zeros(48)
+    n_aux = 0
+    for step, batch in zip(range(12), cache.batches(HOOK, batch_size=64, seed=0), strict=False):
+        z = (batch - cache.mean(HOOK).float()) * scale
+        mse, aux, fired = naive_topk.losses(w, z, k=2, dead=silent_for >= 192)
+        n_aux += bool(aux)
+        adam.zero_grad()
+        (mse + aux / 32).backward()
+        with torch.no_grad():
+            gradient = w.decoder.grad
+            gradient -= (gradient * w.decoder).sum(-1, keepdim=True) * w.decoder
+            adam.param_groups[0]["lr"] = 1e-2 * min(1, (step + 1) / 3, (12 - step) / 6)
+            adam.step()
+            w.decoder /= w.decoder.norm(dim=-1, keepdim=True)
+        silent_for = torch.where(fired, 0, silent_for + 64)
+    assert 0 < n_aux < 12
+    sae = train_sae(cache, HOOK, config)
+    # Adam divides by the gradient's size, so the rounding of a gradient near zero shows in its weight.
+    torch.testing.assert_close(sae.W_dec, w.decoder.detach(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(sae.W_enc, w.encoder.detach().T, rtol=0, atol=1e-3)
+    torch.testing.assert_close(sae.b_enc * scale, w.b_enc.detach(), rtol=0, atol=1e-3)
 
 
 def test_folding_keeps_what_was_trained(cache_of: WriteRows, tmp_path: Path) -> None:
@@ -93,12 +130,14 @@ def test_a_stopped_run_resumes_bit_for_bit(cache_of: WriteRows, tmp_path: Path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_sae(cache, HOOK, SHORT, checkpoint=state, checkpoint_every=10, progress=stop)
+        train_sae(cache, HOOK, SILENT, checkpoint=state, checkpoint_every=10, progress=stop)
     steps.clear()
-    resumed = train_sae(cache, HOOK, SHORT, checkpoint=state, checkpoint_every=10, progress=steps.append)
-    assert len(steps) == SHORT.n_steps - stop_after // 10 * 10
-    assert_same(resumed, train_sae(cache, HOOK, SHORT))
-    assert_same(resumed, train_sae(cache, HOOK, SHORT, checkpoint=state, progress=lambda _: pytest.fail("it was done")))
+    resumed = train_sae(cache, HOOK, SILENT, checkpoint=state, checkpoint_every=10, progress=steps.append)
+    assert len(steps) == SILENT.n_steps - stop_after // 10 * 10
+    assert_same(resumed, train_sae(cache, HOOK, SILENT))
+    assert_same(
+        resumed, train_sae(cache, HOOK, SILENT, checkpoint=state, progress=lambda _: pytest.fail("it was done"))
+    )
 
 
 def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(cache_of: WriteRows, tmp_path: Path) -> None:
