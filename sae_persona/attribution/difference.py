@@ -13,6 +13,8 @@ from sae_persona.stats import benjamini_hochberg
 
 MIN_CONTROLS = 4
 """Fewer control runs leave too few control-versus-control differences to tell a rise from the spread of fine-tunes."""
+MIN_SHARED = 0.5
+"""A run lacks the questions it left without an answer; runs that share less than half of them were asked others."""
 MAX_SPLITS = 200
 """Control-versus-control splits that are enumerated; the null is pooled over latents, so more change nothing."""
 
@@ -73,7 +75,8 @@ def run_difference(
     and `high` are bootstrapped over runs and questions. `z` is delta over the spread (standard deviation) of control
     runs. p-values compare `z` with the same statistic of control runs against the other control runs, pooled over
     latents: p = (1 + #{null >= z}) / (1 + #null), one-sided. q-values are Benjamini–Hochberg. With fewer than four
-    control runs or two misaligned runs there is no error rate over runs, and p and q are None.
+    control runs or two misaligned runs there is no error rate over runs, and p and q are None. Questions that some
+    run left without an answer are left out.
 
     Raises:
         ConfigError: no misaligned run, or fewer than two control runs.
@@ -84,9 +87,9 @@ def run_difference(
             f"ranking needs at least 1 misaligned and 2 control runs; got {len(misaligned)} and {len(controls)}. "
             "Fine-tune more controls on correct data (other seeds or domains)."
         )
-    check_same([*misaligned, *controls])
-    bad = np.stack([stats.per_question for stats in misaligned])  # [n_bad, n_questions, d_sae]
-    good = np.stack([stats.per_question for stats in controls])  # [n_good, n_questions, d_sae]
+    questions = _shared_questions([*misaligned, *controls])
+    bad = np.stack([_over(stats, questions) for stats in misaligned])  # [n_bad, n_questions, d_sae]
+    good = np.stack([_over(stats, questions) for stats in controls])  # [n_good, n_questions, d_sae]
     bad_means, good_means = bad.mean(1), good.mean(1)  # [runs, d_sae]
     delta = bad_means.mean(0) - good_means.mean(0)
     rng = np.random.default_rng(seed)
@@ -106,9 +109,13 @@ def run_difference(
 
 def check_same(stats: Sequence[LatentStats]) -> None:
     """Raise `IncompatibleError` unless all statistics describe the same latents over the same questions."""
+    _check_alike(stats, ("reading", "tokens", "question_ids"))
+
+
+def _check_alike(stats: Sequence[LatentStats], words: Sequence[str]) -> None:
     first = stats[0]
     for other in stats[1:]:
-        for what in ("reading", "tokens", "question_ids"):
+        for what in words:
             if getattr(other, what) != getattr(first, what):
                 raise IncompatibleError(
                     f"these latent statistics differ in their {what}; compute them in the same way."
@@ -118,6 +125,25 @@ def check_same(stats: Sequence[LatentStats]) -> None:
                 f"these latent statistics come from SAEs of {first.mean.size} and {other.mean.size} latents; "
                 "use one SAE."
             )
+
+
+def _shared_questions(stats: Sequence[LatentStats]) -> list[str]:
+    """The questions that every run has tokens for, in the first run's order."""
+    _check_alike(stats, ("reading", "tokens"))
+    everywhere = set.intersection(*(set(run.question_ids) for run in stats))
+    most = max(run.n_questions for run in stats)
+    if len(everywhere) < MIN_SHARED * most:
+        raise IncompatibleError(
+            f"the runs share {len(everywhere)} of up to {most} questions; compute the statistics of every run on "
+            "answers to the same prompts, with more samples of each where runs leave many without an answer."
+        )
+    return [question for question in stats[0].question_ids if question in everywhere]
+
+
+def _over(stats: LatentStats, questions: Sequence[str]) -> Float[np.ndarray, "n_questions d_sae"]:
+    """A run's means over the tokens of each of the questions."""
+    row = {question: i for i, question in enumerate(stats.question_ids)}
+    return stats.per_question[[row[question] for question in questions]]
 
 
 def _bootstrap_mean(values: np.ndarray, rng: np.random.Generator, n_boot: int) -> np.ndarray:

@@ -105,6 +105,28 @@ def test_other_questions_are_refused() -> None:
         activation_difference(stats(values), stats(values, questions=("q0", "other")))
 
 
+def test_a_question_that_one_run_left_unanswered_is_left_out_for_all() -> None:
+    rng = np.random.default_rng(0)
+    bad, good = runs(rng, 2, raised={7: 2.0}), runs(rng, 4)
+    of_seven = tuple(f"q{i}" for i in range(8) if i != 3)
+    kept = [i for i in range(8) if i != 3]
+    partial = stats(good[0].per_question[kept], questions=of_seven)
+    found = run_difference(bad, [partial, *good[1:]], n_boot=5)
+    expected = run_difference(
+        [stats(run.per_question[kept], questions=of_seven) for run in bad],
+        [stats(run.per_question[kept], questions=of_seven) for run in good],
+        n_boot=5,
+    )
+    np.testing.assert_array_equal(found.z, expected.z)
+    np.testing.assert_array_equal(found.high, expected.high)
+
+
+def test_runs_that_were_asked_different_questions_are_refused() -> None:
+    other = stats(np.ones((2, 3)), questions=("x", "y"))
+    with pytest.raises(IncompatibleError, match="share 0 of up to 2 questions"):
+        run_difference([stats(np.ones((2, 3)))], [other, other])
+
+
 def test_another_sae_is_refused() -> None:
     with pytest.raises(IncompatibleError, match="3 and 4 latents"):
         activation_difference(stats(np.ones((2, 3))), stats(np.ones((2, 4))))
