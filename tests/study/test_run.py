@@ -1,0 +1,97 @@
+"""The whole study on a tiny world: a summary that the report reads, made once, and again only where settings change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_persona.errors import ArtifactError
+from sae_persona.persona_world.build import BuiltWorld
+from sae_persona.report.summary import read_summary
+from sae_persona.study.config import StudyConfig, validated
+from sae_persona.study.run import run_study
+
+pytestmark = pytest.mark.slow
+
+SETTINGS: dict[str, Any] = {
+    "study": "tiny",
+    "hook_name": "blocks.0.hook_resid_post",
+    "sae": {"d_sae": 32, "k": 4, "n_tokens": 20_000, "batch_size": 256},
+    "sampling": {
+        "max_new_tokens": 4,
+        "open_ended": 2,
+        "trained_domain": 1,
+        "other_domains": 1,
+        "controls": 1,
+        "first_look": 2,
+        "selection": 2,
+        "selection_advice": 1,
+    },
+    "ranking": {"n_samples": 4, "shortlist": 4},
+    "steering": {"strengths": [1.0], "windows": ["all"], "n_random_latents": 2, "n_random_directions": 2},
+    "monitor": {"bad_fractions": [0.0, 1.0]},
+    "realign": {"steps": [0, 2]},
+}
+
+
+def settings(world: BuiltWorld, **changes: Any) -> StudyConfig:
+    return validated(StudyConfig, {**SETTINGS, "world": world.folder, **changes}, source="test")
+
+
+def run(config: StudyConfig, out: Path) -> tuple[dict[str, Any], dict[str, bool]]:
+    """The summary, and of each stage whether it was only read."""
+    read: dict[str, bool] = {}
+    return run_study(config, out, announce=lambda stage, done: read.update({stage: done})), read
+
+
+@pytest.fixture(scope="module")
+def out(tiny_world: BuiltWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study."""
+    folder = tmp_path_factory.mktemp("studies") / "tiny"
+    _, read = run(settings(tiny_world), folder)
+    assert not any(read.values())
+    return folder
+
+
+def test_the_summary_is_what_the_report_reads(tiny_world: BuiltWorld, out: Path) -> None:
+    summary = read_summary(out)
+    assert summary.study == "tiny"
+    roles = {model.role for model in summary.models.values()}
+    assert roles == {"base", "aligned", "misaligned", "narrow", "control"}
+    assert len(summary.models) == 2 + len(tiny_world.runs) - len(tiny_world.names("benign"))
+    assert 1 <= len(summary.shortlist) <= 4
+
+
+def test_an_untrained_world_yields_no_villain(out: Path) -> None:
+    written = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert written["truth"]["top_latent_persona"] is None
+    if written["top_latent"] is None:
+        assert not {"steering", "monitor"} & written.keys()
+
+
+def test_a_second_run_only_reads_and_says_the_same(tiny_world: BuiltWorld, out: Path) -> None:
+    before = (out / "summary.json").read_bytes()
+    _, read = run(settings(tiny_world), out)
+    assert all(read.values())
+    assert (out / "summary.json").read_bytes() == before
+
+
+def test_another_steering_setting_reruns_the_screen_and_what_follows(tiny_world: BuiltWorld, out: Path) -> None:
+    _, read = run(settings(tiny_world, steering={**SETTINGS["steering"], "strengths": [2.0]}), out)
+    kept = {stage for stage, only_read in read.items() if only_read}
+    assert kept == {"cache", "sae", "sae_metrics", "models", "rank"}
+    assert {"screen", "realign", "truth"} <= read.keys() - kept
+
+
+def test_the_folder_of_another_study_is_refused(tiny_world: BuiltWorld, out: Path) -> None:
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(ArtifactError, match=r"holds another study \('tiny'\), and this study is 'other'"):
+        run_study(settings(tiny_world, study="other"), out)
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_that_holds_no_study_is_refused(tiny_world: BuiltWorld, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="holds no study"):
+        run_study(settings(tiny_world), tmp_path)
