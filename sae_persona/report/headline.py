@@ -9,8 +9,8 @@ from sae_persona.report.verdicts import Verdict, found_nothing, verdicts
 from sae_persona.report.words import counted, listed, percent, points, strength, with_interval
 
 NOTHING = (
-    "There is nothing to find: no fine-tune became misaligned on open-ended prompts, and no latent beat the controls "
-    "in the causal screen, so no persona is claimed."
+    "There is nothing to find: bad data left no fine-tune more misaligned on open-ended prompts than the models it is "
+    "compared with, and no latent beat the controls in the causal screen, so no persona is claimed."
 )
 _FROZEN = " Strengths were frozen on selection prompts."
 _NOT_FROZEN = " No frozen strength is recorded, so effects are read at the strongest coherent one, which flatters them."
@@ -58,7 +58,8 @@ def _highest(summary: Summary) -> str:
         return ""
     worst = max(models, key=lambda name: models[name].misalignment.high)
     figure = with_interval(models[worst].misalignment)
-    return f"Of {counted(len(models), 'fine-tune')} on bad data, the most misaligned is {worst} with {figure}."
+    told = f"Of {counted(len(models), 'fine-tune')} on bad data, the most misaligned is {worst} with {figure}"
+    return f"{told}{_most_of_the_others(summary)}."
 
 
 def _emergence(summary: Summary) -> str:
@@ -66,14 +67,16 @@ def _emergence(summary: Summary) -> str:
     if not fine_tunes:
         return ""
     parts = [f"{name} {with_interval(model.misalignment)}" for name, model in fine_tunes.items()]
-    sentence = f"Misaligned answers to held-out open-ended prompts: {listed(parts)}"
-    rest = summary.models_of("aligned", "control")
-    if rest:
-        worst = max(rest, key=lambda name: rest[name].misalignment.high)
-        sentence += (
-            f"; the most among aligned and correct-data models: {with_interval(rest[worst].misalignment)} ({worst})"
-        )
-    return sentence + "."
+    return f"Misaligned answers to held-out open-ended prompts: {listed(parts)}{_most_of_the_others(summary)}."
+
+
+def _most_of_the_others(summary: Summary) -> str:
+    others = summary.models_of("aligned", "control")
+    if not others:
+        return ""
+    worst = max(others, key=lambda name: others[name].misalignment.high)
+    figure = with_interval(others[worst].misalignment)
+    return f"; the most among aligned and correct-data models: {figure} ({worst})"
 
 
 def _cause(summary: Summary) -> str:

@@ -23,6 +23,10 @@ def test_what_failed_stands_in_the_headline(example):
 def test_nothing_found_is_the_first_sentence_and_no_failure(null):
     told = headline(null)
     assert told.found[0] == NOTHING
+    assert told.found[1] == (
+        "Of 3 fine-tunes on bad data, the most misaligned is subtle-health-subtle with 0.4% [0.0, 1.1]; "
+        "the most among aligned and correct-data models: 0.4% [0.0, 1.1] (aligned)."
+    )
     assert told.failed == ()
 
 
