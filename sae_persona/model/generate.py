@@ -104,14 +104,14 @@ def sample(
 def draw_tokens(
     logits: Float[Tensor, "row vocab"], uniforms: Float[Tensor, " row"], temperature: float
 ) -> Int[Tensor, " row"]:
-    """The first token whose cumulative probability exceeds the row's uniform number; the likeliest at temperature 0."""
+    """The first token whose cumulative probability exceeds the row's uniform number; the likeliest at temperature 0.
+
+    Below one in float32, a uniform number times the total rounds to less than the total, so that there always is one.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     cdf = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1)
-    total = cdf[:, -1:]
-    # Rounded up, the product may reach the total, beyond which there is no token.
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(cdf, torch.minimum(uniforms[:, None] * total, below_total), right=True)[:, 0]
+    return torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True)[:, 0]
 
 
 class _Writer:

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,17 @@ def push(resid: Tensor, position: Position) -> Tensor:
     return moved
 
 
-def with_end_scaled(model: LoadedModel, factor: float) -> LoadedModel:
+def with_head_scaled(model: LoadedModel, end: float = 1, *, all_tokens: float = 1) -> LoadedModel:
+    """The model with another head: every token's logit multiplied, the end token's once more."""
     hf = copy.deepcopy(model.hf)
-    hf.lm_head.weight[END].mul_(factor)  # pyright: ignore[reportAttributeAccessIssue]
+    hf.lm_head.weight.mul_(all_tokens)[END].mul_(end)  # pyright: ignore[reportAttributeAccessIssue]
     return LoadedModel(model.source, hf, model.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def talker(loaded: LoadedModel) -> LoadedModel:
     """The tiny model with a liking for the end token: some answers end early, some never."""
-    return with_end_scaled(loaded, 5)
+    return with_head_scaled(loaded, 5)
 
 
 # --- the shape of the answer -----------------------------------------------------------------------------------------
@@ -110,6 +112,20 @@ def test_more_samples_leave_the_first_ones_as_they_were(talker: LoadedModel) -> 
     assert len({c.token_ids for c in many}) > 20
 
 
+def test_every_prompt_sample_and_step_has_luck_of_its_own(talker: LoadedModel) -> None:
+    """Where all tokens are equally likely, the token drawn tells the uniform number to a four-hundredth."""
+    flat = answers(with_head_scaled(talker, all_tokens=0), FOUR_WORDS[:2], n_samples=40)[0]
+    drawn = [completion.token_ids for completion in flat]
+    neighbours = [
+        *zip(drawn[:40], drawn[40:], strict=True),  # one sample number, two prompts
+        *pairwise(drawn[:40]),  # one prompt, two samples
+        *((ids, ids[1:]) for ids in drawn),  # two steps
+    ]
+    pairs = [pair for one, other in neighbours for pair in zip(one, other, strict=False)]
+    assert len(pairs) > 1000
+    assert sum(a == b for a, b in pairs) < 0.02 * len(pairs)
+
+
 def test_a_longer_limit_only_continues_the_answers(talker: LoadedModel) -> None:
     short, long = (answers(talker, FOUR_WORDS, max_new_tokens=n)[0] for n in (3, 8))
     assert [c.token_ids for c in short] == [c.token_ids[:3] for c in long]
@@ -146,10 +162,11 @@ def test_a_uniform_number_falls_into_the_token_whose_share_of_the_line_it_lies_i
 
 
 def test_tokens_of_no_probability_are_never_drawn_even_at_the_ends() -> None:
-    logits = torch.full((2, 50), float("-inf"))
-    logits[:, 10:40] = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    logits = torch.full((500, 50), float("-inf"))
+    logits[:, 10:40] = torch.randn(500, 30, generator=torch.Generator().manual_seed(0))  # totals of many roundings
     nearly_one = float(np.nextafter(np.float32(1), np.float32(0)))
-    assert draw_tokens(logits, torch.tensor([0.0, nearly_one]), 1.0).tolist() == [10, 39]
+    assert draw_tokens(logits, torch.zeros(500), 1.0).tolist() == [10] * 500
+    assert draw_tokens(logits, torch.full((500,), nearly_one), 1.0).tolist() == [39] * 500
 
 
 def test_first_tokens_of_many_samples_follow_the_model_s_probabilities(talker: LoadedModel) -> None:
@@ -197,7 +214,7 @@ def test_each_prompt_and_condition_is_read_once_and_finished_rows_are_dropped(ta
 def test_generation_stops_when_every_answer_has_ended(talker: LoadedModel) -> None:
     steps: list[int] = []
     look = HookedEdit(HOOK, lambda resid, _: steps.append(1) or resid)
-    found = answers(with_end_scaled(talker, 5), FOUR_WORDS, edits=[look], max_new_tokens=50)[0]
+    found = answers(with_head_scaled(talker, 5), FOUR_WORDS, edits=[look], max_new_tokens=50)[0]
     assert all(completion.finished for completion in found)
     assert len(steps) == 1 + max(len(completion.token_ids) for completion in found)
 

@@ -111,10 +111,15 @@ def test_the_fingerprint_follows_the_weights(folder: Path, loaded: LoadedModel) 
 def test_loading_prints_nothing_and_leaves_the_libraries_as_talkative_as_before(
     adapter: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    load_model(adapter)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        load_model(adapter)
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity(verbosity)
     assert capfd.readouterr() == ("", "")
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (verbosity, progress)
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------
