@@ -48,7 +48,7 @@ def test_documents_longer_than_the_context_are_cut(built: Path, documents: Path,
         ({"--hook": "blocks.1.hook_resid_pst"}, "is not a hook of this model; nearest: 'blocks.1.hook_resid_post'"),
         ({"--hook": "blocks.7.hook_resid_post"}, "asks for block 7; this model has blocks 0 to 1"),
         ({"--data": "none.jsonl"}, "none.jsonl cannot be read: No such file or directory"),
-        ({"model": "models/none"}, "'models/none' does not exist"),
+        ({"model": "models/none"}, "'models/none' is no folder here"),
         ({"--device": "gpu"}, "'gpu' is no device"),
         ({"--out": "{folder}"}, "is a folder"),
         ({"--batch-size": 0}, "Input should be greater than or equal to 1"),
@@ -171,14 +171,20 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
         patch.setattr("sae_lens.TopKSAE.save_model", killed)
         result = CliRunner().invoke(app, ["train", str(acts), *settings, "--out", str(tmp_path / "sae")])
         assert result.exit_code == 130
-    assert sorted(os.listdir(tmp_path)) == ["sae.checkpoint", "whole"]
+    assert sorted(os.listdir(tmp_path)) == ["sae.checkpoint", "sae.checkpoint.jsonl", "whole"]
     steps: list[int] = []
     monkeypatch.setattr(train, "counting", lambda *_: steps.append)
     cli("train", acts, *settings, "--out", tmp_path / "sae")
     assert steps == [], "all four steps were in the checkpoint"
-    weights = "sae_weights.safetensors"
-    assert (tmp_path / "sae" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    for name in ("sae_weights.safetensors", "training.jsonl"):
+        assert (tmp_path / "sae" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["sae", "whole"]
+
+
+def test_a_training_that_diverges_is_refused_and_leaves_nothing(acts: Path, tmp_path: Path, refused: Refused) -> None:
+    settings = ["--set", "d_sae=32", "--set", "k=2", "--set", "n_tokens=4096", "--set", "lr=1.0e+38"]
+    assert "the loss is not finite" in refused("train", acts, *settings, "--out", tmp_path / "sae")
+    assert os.listdir(tmp_path) == []
 
 
 def chats(built: Path, path: Path) -> Path:

@@ -162,12 +162,6 @@ def test_strength_zero_is_the_model_as_it_is(steering: Path, evaluation: Path) -
     assert strong != [answer["answer"] for answer in unsteered]
 
 
-def steered(built: Path, sae: Path, prompts: Path, judge: str, **change: object) -> list[object]:
-    options = {"sae": sae, "latent": 3, "strengths": "0.5", "prompts": prompts, "judge": judge} | change
-    model = options.pop("model", built / "aligned")
-    return ["steer", model, *SHORT, *(f"--{name}={value}" for name, value in options.items())]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -181,7 +175,7 @@ def steered(built: Path, sae: Path, prompts: Path, judge: str, **change: object)
         ({"sae": "{folder}/wide"}, "this SAE expects d_in=48 (blocks.1.hook_resid_post)"),
         ({"sae": "{folder}/deep"}, "asks for block 7; this model has blocks 0 to 1"),
         ({"model": "{folder}/empty"}, "is no model folder"),
-        ({"window": "first"}, "'first' is not one of 'all', 'prompt', 'answer', 'newest'"),
+        ({"window": "first"}, "'first' is not one of 'all', 'prompt', 'header', 'answer', 'newest'"),
     ],
 )
 def test_steering_that_cannot_be_done_is_refused_and_leaves_nothing(
@@ -203,8 +197,10 @@ def test_steering_that_cannot_be_done_is_refused_and_leaves_nothing(
     config["metadata"]["hook_name"] = "blocks.7.hook_resid_post"
     (tmp_path / "deep" / "cfg.json").write_text(json.dumps(config))
     before = sorted(os.listdir(tmp_path))
-    change = {name: str(value).format(folder=tmp_path) for name, value in change.items()}
-    assert message in refused(*steered(built, sae, prompts, judge, **change), "--out", tmp_path / "x")
+    options = {"sae": sae, "latent": 3, "strengths": 0.5, "prompts": prompts, "judge": judge, "out": tmp_path / "x"}
+    options = {name: str(value).format(folder=tmp_path) for name, value in (options | change).items()}
+    model = options.pop("model", built / "aligned")
+    assert message in refused("steer", model, *SHORT, *(f"--{name}={value}" for name, value in options.items()))
     assert sorted(os.listdir(tmp_path)) == before
 
 

@@ -13,8 +13,8 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Puts a terminal in the place of stderr; no fixture, as pytest takes stderr back between setup and test."""
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert isinstance(sys.stderr, Terminal)
     return sys.stderr
@@ -27,19 +27,21 @@ def work() -> None:
         progress("judging", 3, 3)
 
 
-def test_one_bar_after_the_other_reaches_its_end(terminal: Terminal) -> None:
+def test_one_bar_after_the_other_reaches_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
     work()
-    assert "sampling: 100%" in terminal.getvalue()
-    assert "4/4" in terminal.getvalue()
-    assert "judging: 100%" in terminal.getvalue()
+    assert "sampling: 100%" in stderr.getvalue()
+    assert "4/4" in stderr.getvalue()
+    assert "judging: 100%" in stderr.getvalue()
 
 
-def test_stages_are_told_with_what_they_took(terminal: Terminal) -> None:
+def test_stages_are_told_with_what_they_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
     with stages() as announce:
         announce("cache", True)
         announce("sae", False)
         announce("rank", False)
-    assert terminal.getvalue() == "cache: already done\nsae: ... 0.0 s\nrank: ... 0.0 s\n"
+    assert stderr.getvalue() == "cache: already done\nsae: ... 0.0 s\nrank: ... 0.0 s\n"
 
 
 def test_nothing_is_said_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 """Train an SAE on a cache."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sae_persona.artifacts import is_done, new_manifest, write_folder
 from sae_persona.cache.reader import ActivationCache
-from sae_persona.data.files import read_jsonl
+from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.errors import ConfigError
 from sae_persona.logs import JsonlLog
 from sae_persona.model.load import check_device
@@ -51,8 +53,8 @@ def train_on_cache(
         version=VERSION,
     )
     if not is_done(out, manifest):
-        checkpoint = out.with_name(f"{out.name}.checkpoint")
-        with write_folder(out, manifest) as folder, JsonlLog(folder / TRAINING) as log:
+        checkpoint, log_file = (out.with_name(f"{out.name}.{ending}") for ending in ("checkpoint", "checkpoint.jsonl"))
+        with write_folder(out, manifest) as folder, _log_beside(checkpoint, log_file) as log:
             sae = train_sae(
                 cache,
                 hook_name,
@@ -63,5 +65,22 @@ def train_on_cache(
                 checkpoint=checkpoint,
             )
             sae.save_model(folder)
-        checkpoint.unlink(missing_ok=True)
+            # What was logged after the last checkpoint of a killed run was logged again by the next.
+            records = {record["details/n_training_samples"]: record for record in read_jsonl(log_file, dict)}
+            write_jsonl(folder / TRAINING, records.values())
+        checkpoint.unlink()
+        log_file.unlink()
     return read_jsonl(out / TRAINING, dict)[-1]
+
+
+@contextlib.contextmanager
+def _log_beside(checkpoint: Path, log_file: Path) -> Iterator[JsonlLog]:
+    """A log that lives as long as the checkpoint: without one, it begins anew and a failed run leaves none."""
+    if not checkpoint.exists():
+        log_file.unlink(missing_ok=True)
+    try:
+        with JsonlLog(log_file) as log:
+            yield log
+    finally:
+        if not checkpoint.exists():
+            log_file.unlink(missing_ok=True)
