@@ -59,12 +59,13 @@ def test_one_pass_gives_what_all_activations_at_once_give(
         np.testing.assert_allclose(found.per_question[i], a[mine].mean(0), **close)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
 def test_neither_batches_nor_blocks_change_the_numbers(
-    sae: "TopKSAE", tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    sae: "TopKSAE", tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     whole = stats_of(sae, tiny_model)
     monkeypatch.setattr(encode, "_BLOCK_ENTRIES", 5 * 12)
-    for key, cut in stats_of(sae, tiny_model, batch_size=1).items():
+    for key, cut in stats_of(sae, tiny_model, batch_size=batch_size).items():
         for name in FIELDS:
             np.testing.assert_allclose(getattr(cut, name), getattr(whole[key], name), rtol=1e-4, atol=1e-6)
 
