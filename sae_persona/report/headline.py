@@ -131,6 +131,7 @@ def _warning_and_return(summary: Summary) -> str:
             else f"the alarm on its reading first rings at {first.bad_fraction:.0%} bad data, "
             f"where the score is {with_interval(first.misalignment)}"
         )
+        parts[-1] += f", with {counted(summary.monitor.n_false_alarms, 'false alarm')} on benign data"
     if summary.realign is not None:
         curves = {"the trained domain": summary.realign.in_domain, "another domain": summary.realign.out_of_domain}
         for name, curve in curves.items():

@@ -170,6 +170,17 @@ class MonitorRecord(_Record):
     """The reading above which the alarm rings, where the study records it."""
     mixture: list[MixturePoint] = []
 
+    @property
+    def n_false_alarms(self) -> int:
+        """Alarms without bad data: at a bad fraction of 0, and on benign runs where the threshold is recorded.
+
+        Benign runs held out from setting the threshold are asked where there are any, else those it was set on.
+        """
+        rung = sum(point.alarm for point in self.mixture if point.bad_fraction == 0)
+        if self.threshold is None:
+            return rung
+        return rung + sum(run > self.threshold for run in self.held_out_benign_runs or self.benign_runs)
+
 
 class RealignPoint(_Record):
     """A misaligned model after some steps on good answers."""

@@ -13,7 +13,7 @@ def test_three_sentences_carry_the_figures_of_a_full_study(example):
     assert "Latent 117, added to the aligned model, moves misalignment from 0.4% to 58.0%" in found[1]
     assert "the difference of means, from 0.4% to 47.0%" in found[1]
     assert "the strongest of 40 random controls moves it +6.7 points" in found[1]
-    assert "first rings at 25% bad data, where the score is 3.0%" in found[2]
+    assert "first rings at 25% bad data, where the score is 3.0% [1.0, 5.0], with 0 false alarms" in found[2]
 
 
 def test_what_failed_stands_in_the_headline(example):

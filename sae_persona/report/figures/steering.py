@@ -92,7 +92,14 @@ def repair_figure(steering: SteeringRecord) -> go.Figure:
             )
         for of, is_from_right in (("aligned", False), ("misalignment", True)):
             _add_ends(figure, conditions, of=of, is_from_right=is_from_right, row=row)
-    figure.update_layout(barmode="stack", bargap=0.25, legend={"traceorder": "normal"}, legend_y=-0.13)
+    figure.update_layout(
+        barmode="stack",
+        bargap=0.25,
+        scattermode="group",
+        scattergap=0.5,
+        legend={"traceorder": "normal"},
+        legend_y=-0.13,
+    )
     figure.update_xaxes(range=[0, 1], tickformat=".0%")
     figure.update_xaxes(title_text="share of all answers to open-ended prompts", row=len(rows), col=1)
     figure.update_yaxes(autorange="reversed", showgrid=False)
@@ -184,7 +191,7 @@ def _shares(point: SteeringPoint) -> dict[str, float]:
 def _add_ends(
     figure: go.Figure, conditions: Mapping[str, SteeringPoint], *, of: str, is_from_right: bool, row: int
 ) -> None:
-    """The interval of the aligned share at its right end, or of the misaligned share at its left end."""
+    """The interval of the aligned share at its right end (white), or of the misaligned share at its left end (dark)."""
     shares = {name: getattr(point, of) for name, point in conditions.items() if getattr(point, of) is not None}
     error = bars(list(shares.values()))
     if is_from_right:
@@ -192,9 +199,9 @@ def _add_ends(
     figure.add_scatter(
         x=[1 - share.value if is_from_right else share.value for share in shares.values()],
         y=list(shares),
-        error_x=error | {"color": INK, "width": 4},
+        error_x=error | {"color": INK if is_from_right else "white", "width": 4},
         mode="markers",
-        marker={"color": INK, "size": 1},
+        marker={"size": 1, "opacity": 0},
         showlegend=False,
         hoverinfo="skip",
         row=row,
