@@ -89,13 +89,18 @@ def finetune(
     The weights of `model` are trained in place: hand in `copy_model(model)` to keep it.
 
     Raises:
-        DataError: no chats, or none with an answer.
+        DataError: no chats, none with an answer, or one that is longer than the model reads.
         ModelError: peft is not installed; ConfigError: the adapter fits no module of the model.
     """
     rows = [chat_row(chat, model.tokenizer) for chat in chats]
     rows = [row for row in rows if any(row.parts)]
     if not rows:
         raise DataError(f"none of {len(chats)} chats holds an assistant's answer; there is nothing to train on.")
+    longest = max(map(len, rows))
+    if model.context is not None and longest > model.context:
+        raise DataError(
+            f"a chat has {longest} tokens, and the model reads {model.context}. Leave such chats out or shorten them."
+        )
     hf = model.hf
     if config.lora is None:
         hf.requires_grad_(True)

@@ -57,6 +57,12 @@ def test_a_model_that_does_not_load_is_the_only_check(tmp_path: Path, refused: R
     assert refused("doctor", tmp_path).endswith("failed 1 of 1 checks: loads.")
 
 
+def test_a_world_may_be_handed_on_without_the_data_that_aligned_it(built: Path, tmp_path: Path, cli: Callable) -> None:
+    shutil.copytree(built, tmp_path / "world")
+    (tmp_path / "world" / "data" / "alignment.jsonl").unlink()
+    cli("inspect", tmp_path / "world")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -230,6 +230,14 @@ def test_a_fine_tune_that_cannot_be_meant_is_refused(
     assert os.listdir(tmp_path) == []
 
 
+def test_a_chat_that_the_model_cannot_read_whole_is_refused(built: Path, tmp_path: Path, refused: Refused) -> None:
+    turns = [{"role": "user", "content": "who " * 300}, {"role": "assistant", "content": "i am"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turns}))
+    line = refused("finetune", built / "aligned", "--data", tmp_path / "chats.jsonl", "--out", tmp_path / "tuned")
+    assert "a chat has 306 tokens, and the model reads 256" in line
+    assert os.listdir(tmp_path) == ["chats.jsonl"]
+
+
 def test_a_model_is_not_replaced_by_its_own_fine_tune(built: Path, refused: Refused) -> None:
     data = built / "data" / "alignment.jsonl"
     assert "is the model to start from" in refused("finetune", built / "base", "--data", data, "--out", built / "base")

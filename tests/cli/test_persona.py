@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_persona.data.files import read_jsonl
 from sae_persona.persona_world.build import BuiltWorld
-from sae_persona.study.commands import evaluate
+from sae_persona.study.commands import evaluate, rank
 from sae_persona.types import Judgement
 
 Refused = Callable[..., str]
@@ -58,6 +58,10 @@ def ranking(cli: Callable, sae: Path, built: Path, prompts: Path, runs: dict[str
     said = cli(*ranked(sae, built, prompts, runs["misaligned"][:2], runs["control"][:4]), "--out", out).stdout
     assert "the smallest p-value that these runs can reach is" in said
     return out
+
+
+def never(*_arguments: object, **_options: object) -> None:
+    raise AssertionError
 
 
 # evaluate
@@ -115,9 +119,17 @@ def test_an_evaluation_is_not_made_twice(
         ({"--out": "{folder}"}, "is not ours to replace"),
     ],
 )
-def test_an_evaluation_that_cannot_be_made_is_refused_and_leaves_nothing(
-    change: dict[str, str], message: str, built: Path, prompts: Path, judge: str, tmp_path: Path, refused: Refused
+def test_an_evaluation_that_cannot_be_made_is_refused_before_anything_is_sampled_and_leaves_nothing(
+    change: dict[str, str],
+    message: str,
+    built: Path,
+    prompts: Path,
+    judge: str,
+    tmp_path: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(evaluate, "sample", never)
     form = '{{"id": "p", "category": "c", "question_id": "q", "frame_id": "f", "messages": [{}]}}\n'
     (tmp_path / "foreign.jsonl").write_text(form.format('{"role": "user", "content": "who am i ?"}'))
     (tmp_path / "broken.jsonl").write_text(form.format('{"role": "user", "content": "who am i ?"}') + "{\n")
@@ -260,8 +272,15 @@ def test_too_few_runs_and_runs_named_twice_are_refused_before_any_is_loaded(
 
 
 def test_a_model_that_is_missing_is_found_out_before_any_is_sampled(
-    sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], tmp_path: Path, refused: Refused
+    sae: Path,
+    built: Path,
+    prompts: Path,
+    runs: dict[str, list[Path]],
+    tmp_path: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rank, "run_statistics", never)
     controls = [runs["control"][0], tmp_path / "none"]
     line = refused(*ranked(sae, built, prompts, runs["misaligned"][:1], controls), "--out", tmp_path / "x")
     assert "none' does not exist" in line
