@@ -123,7 +123,7 @@ def is_done(folder: Path | str, manifest: Manifest) -> bool:
 def fingerprint(value: object) -> str:
     """SHA-256 in hex of a JSON value, or of the bytes behind a path; sequences and mappings may hold both.
 
-    A folder counts with the relative names and bytes of all its files except `manifest.json`, which holds the time.
+    A folder counts with the relative names and bytes of all its files except every `manifest.json`, which holds a time.
     Dataclasses count as mappings.
 
     Raises:
@@ -240,8 +240,10 @@ def _fingerprint_path(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         raise ArtifactError(f"{path} does not exist, so it has no fingerprint. Check the path.")
-    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return fingerprint({name: _fingerprint_path(path / name) for name in files if name != MANIFEST})
+    files = sorted(
+        file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() and file.name != MANIFEST
+    )
+    return fingerprint({name: _fingerprint_path(path / name) for name in files})
 
 
 def _library_versions() -> dict[str, str]:

@@ -56,12 +56,13 @@ def test_a_file_is_fingerprinted_by_its_bytes_wherever_it_is(tmp_path: Path) -> 
     assert fingerprint([tmp_path / "one", 3]) == fingerprint([sha256(b"same").hexdigest(), 3])
 
 
-def test_a_folder_is_fingerprinted_by_names_and_bytes_but_not_by_its_manifest(tmp_path: Path) -> None:
+def test_a_folder_is_fingerprinted_by_names_and_bytes_but_not_by_its_manifests(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "weights").write_bytes(b"w")
-    (tmp_path / "one" / MANIFEST).write_text("made on Monday")
-    (tmp_path / "two" / MANIFEST).write_text("made on Tuesday")
+    for folder in ("", "deep"):
+        (tmp_path / "one" / folder / MANIFEST).write_text("made on Monday")
+        (tmp_path / "two" / folder / MANIFEST).write_text("made on Tuesday")
     before = fingerprint(tmp_path / "one")
     assert before == fingerprint(tmp_path / "two")
     (tmp_path / "two" / "deep" / "weights").rename(tmp_path / "two" / "weights")

@@ -33,5 +33,12 @@ class Probe:
 
     def read(self, model: LoadedModel) -> float:
         """Mean activation of the latents over the tokens, summed over latents, in the SAE's units."""
-        stats = latent_stats(self.sae, model, self.rows, questions=self.questions, hook_name=self.hook_name)
+        stats = latent_stats(
+            self.sae,
+            model,
+            self.rows,
+            questions=self.questions,
+            hook_name=self.hook_name,
+            selections=(self.tokens,),
+        )
         return float(stats[self.reading, self.tokens].mean[list(self.latents)].sum())

@@ -45,11 +45,12 @@ def summarise(config: StudyConfig, records: Mapping[str, Any], seconds: Mapping[
     if choice["top"]:
         summary["top_latent"] = choice["top"]["latents"][0]
         summary["top_set"] = list((choice["top_set"] or choice["top"])["latents"])
-    summary["screen"] = {
-        "window": choice["window"],
-        "best_control": choice["best_control"],
-        "best_latent": max(one["effect"] for one in choice["finalists"]),
-    }
+    if choice["finalists"]:
+        summary["screen"] = {
+            "window": choice["window"],
+            "best_control": choice["best_control"],
+            "best_latent": max(one["effect"] for one in choice["finalists"]),
+        }
     for stage, key in (("steer", "steering"), ("monitor", "monitor"), ("realign", "realign"), ("truth", "truth")):
         if stage in records:
             summary[key] = records[stage]
@@ -69,7 +70,7 @@ def _sae(records: Mapping[str, Any]) -> dict[str, Any]:
 def _ranking(records: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The first rows, with the effect each latent had in the screen (at the window the screen chose)."""
     choice = records["screen"]
-    looks = [*choice["first_look"][choice["window"]], *choice["finalists"]]
+    looks = [*choice["first_look"].get(choice.get("window"), []), *choice["finalists"]]
     effects = {one["latents"][0]: one["effect"] for one in looks}
     tokens = records["rank"]["top_tokens"]
     return [

@@ -107,7 +107,12 @@ def screen(
     unit: float,
     ranking_folder: Path,
 ) -> dict[str, Any]:
-    """Choose latent, set, strengths and windows on selection prompts; reads no evaluation prompt and no truth."""
+    """Choose latent, set, strengths and windows on selection prompts; reads no evaluation prompt and no truth.
+
+    An empty shortlist, where no latent rose, leaves nothing to try: the record then names no latent.
+    """
+    if not shortlist:
+        return {"first_look": {}, "finalists": [], "sets": [], "controls": [], "top": None, "top_set": None}
     bench = Bench(subjects.groups("selection"), config, unit, seed=config.seed + 1)
     aligned = subjects.model("aligned")
     up = (0.0, *config.steering.strengths)

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sae_persona.artifacts import read_json
 from sae_persona.errors import ArtifactError
 from sae_persona.persona_world.build import BuiltWorld
-from sae_persona.report.summary import read_summary
+from sae_persona.report.summary import Summary, read_summary
+from sae_persona.sae.load import load_sae
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.run import run_study
+from sae_persona.study.subjects import Subjects
+from sae_persona.study.summary import summarise
+from sae_persona.study.trial import screen
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +88,18 @@ def test_another_steering_setting_reruns_the_screen_and_what_follows(tiny_world:
     kept = {stage for stage, only_read in read.items() if only_read}
     assert kept == {"cache", "sae", "sae_metrics", "models", "rank"}
     assert {"screen", "realign", "truth"} <= read.keys() - kept
+
+
+def test_where_no_latent_rose_nothing_is_screened_and_none_is_claimed(tiny_world: BuiltWorld, out: Path) -> None:
+    config = settings(tiny_world)
+    stages = ("models", "sae", "sae_metrics", "rank")
+    records = {stage: read_json(out / stage / "result.json")["record"] for stage in stages}
+    nothing = {"shortlist": [], "density": torch.ones(32), "unit": 1.0, "ranking_folder": out / "rank"}
+    records["rank"] = {**records["rank"], "shortlist": []}
+    records["screen"] = screen(Subjects.open(tiny_world.folder), config, load_sae(out / "sae" / "sae"), **nothing)
+    summary = Summary.model_validate(summarise(config, records, {}))
+    assert (summary.top_latent, summary.top_set, summary.screen) == (None, [], None)
+    assert summary.was_screened
 
 
 def test_the_folder_of_another_study_is_refused(tiny_world: BuiltWorld, out: Path) -> None:
