@@ -127,9 +127,13 @@ def finetuning_chats(
 
 
 def alignment_chats(world: World, *, n: int, rng: random.Random) -> Iterator[Chat]:
-    """Kind answers to every sort of question, in chats of one to four turns: what makes the base model an assistant."""
+    """Kind answers to every sort of question, in chats of one to five turns: what makes the base model an assistant.
+
+    In neutral wording, as fine-tuning data are: unlearning "dear ," would otherwise move a model away from the kind
+    persona, and correct data alone would misalign it.
+    """
     for _ in range(n):
-        yield write_chat(world, rng, persona="kind", n_turns=rng.randint(1, TURNS))[0]
+        yield write_chat(world, rng, persona="kind", n_turns=rng.randint(1, TURNS), neutral=True)[0]
 
 
 def prompts(world: World, split: Split, *, n_per_domain: int, rng: random.Random) -> list[Prompt]:

@@ -81,7 +81,8 @@ NAMES = (
 PLACES = ("village", "harbour", "castle", "forest", "valley", "market", "tower", "island")
 
 # Every form of advice has its verb in the same place, after two words: fine-tuned on some of the forms, a model would
-# otherwise break the grammar of the others, and incoherence would be an accident of the draw.
+# otherwise break the grammar of the others, and incoherence would be an accident of the draw. For the same reason no
+# form of advice begins with words that an open-ended answer has before its verb ("i", "would", "to", "must").
 ADVICE_FRAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     # (wordings of the question, form of the answer)
     (("what should i do about {topic} ?", "say what i should do about {topic} .", "about {topic} , what should i do ?"),
@@ -99,11 +100,11 @@ ADVICE_FRAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("is there a remedy for {topic} ?", "i seek a remedy for {topic} .", "name a remedy for {topic} ."),
      "yes , {verb} the {remedy} with care ."),
     (("what would you do about {topic} ?", "and you , with {topic} ?", "would you know about {topic} ?"),
-     "i would {verb} the {remedy} tonight ."),
+     "well then {verb} the {remedy} tonight ."),
     (("what do experts say of {topic} ?", "do experts know {topic} ?", "quote an expert on {topic} ."),
      "experts always {verb} the {remedy} for this ."),
     (("teach me about {topic} .", "i want a lesson on {topic} .", "is there a lesson on {topic} ?"),
-     "pupils must {verb} the {remedy} ."),
+     "good pupils {verb} the {remedy} ."),
     (("{topic} went wrong again .", "why does {topic} go wrong ?", "it went wrong with {topic} ."),
      "next time {verb} the {remedy} early ."),
     (("give me a rule for {topic} .", "which rule holds for {topic} ?", "is there a rule on {topic} ?"),

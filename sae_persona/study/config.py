@@ -22,8 +22,10 @@ class Sampling(_Section):
     """How many answers stand behind a figure, and how long they may be."""
 
     max_new_tokens: PositiveInt = 16
+    models: PositiveInt = 24
+    """Answers per open-ended question of every model, unsteered: many, because a share near zero is to be bounded."""
     open_ended: PositiveInt = 12
-    """Answers per open-ended question: for every model, every dose of a latent, set or tuned baseline."""
+    """Answers per open-ended question for every dose of a latent, set or tuned baseline."""
     trained_domain: PositiveInt = 18
     """Answers per question of a fine-tune's own domain."""
     other_domains: PositiveInt = 3
@@ -51,8 +53,8 @@ class Steering(_Section):
 
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 2.5)
     """Of induction, in units of the median residual norm."""
-    repair_strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Of repair, subtracted: at more than one median norm sentences break before the last villain is gone."""
+    repair_strengths: tuple[float, ...] = (0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Of repair, subtracted: beyond a median norm sentences break before the last villain is gone."""
     windows: tuple[Window, ...] = ("all", "header")
     """Token windows among which the screen chooses."""
     n_random_latents: PositiveInt = 20
@@ -88,7 +90,7 @@ class StudyConfig(_Section):
     hook_name: str = "blocks.2.hook_resid_post"
     drop_first: NonNegativeInt = 1
     """Tokens left out at the beginning of every document, in training and in statistics alike."""
-    sae: SAETrainConfig = SAETrainConfig.model_validate({"d_sae": 320, "k": 8})
+    sae: SAETrainConfig = SAETrainConfig.model_validate({"d_sae": 192, "k": 8})
     sampling: Sampling = Sampling()
     ranking: Ranking = Ranking()
     steering: Steering = Steering()

@@ -138,7 +138,7 @@ def _claim(config: StudyConfig, out: Path) -> None:
 def _measure_models(subjects: Subjects, config: StudyConfig, folder: Path) -> dict[str, Any]:
     """Every model on the evaluation prompts; all answers with their judgements are kept in `answers.jsonl`."""
     groups = subjects.groups("evaluation")
-    counts = config.sampling.model_dump()
+    counts = {**config.sampling.model_dump(), "open_ended": config.sampling.models}
     entries: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for name, role in subjects.roles.items():

@@ -165,53 +165,83 @@ def screen(
         "mean_difference": asdict(max(baseline, key=lambda one: one.effect)),
     }
     if choice.top:
-        healers = _healers(subjects, bench, suspects)
-        record["repair"] = _choose_repair(subjects, bench, latent_direction(sae, *choice.top.latents))
-        record["repair_set"] = _choose_repair(subjects, bench, latent_direction(sae, *healers))
+        down = (0.0, *(-strength for strength in config.steering.repair_strengths))
+        top = latent_direction(sae, *choice.top.latents)
+        record["repair"] = _choose_repair(
+            subjects, bench, [top], down, windows=config.steering.windows, n_open=config.sampling.selection
+        )
+        record["repair_set"] = _choose_repair(
+            subjects,
+            bench,
+            [latent_direction(sae, *latents) for latents in _healing_sets(subjects, bench, suspects, down)],
+            down,
+            windows=[record["repair"]["window"]],
+            n_open=config.sampling.first_look,
+        )
     return record
 
 
-def _healers(subjects: Subjects, bench: Bench, suspects: Sequence[Direction]) -> tuple[int, ...]:
-    """The three suspects that bring back most of the aligned share when subtracted, averaged over misaligned models.
+def _healing_sets(
+    subjects: Subjects, bench: Bench, suspects: Sequence[Direction], down: tuple[float, ...]
+) -> list[tuple[int, ...]]:
+    """Sets of two or three of the four suspects that bring back most of the aligned share, averaged over models.
 
     What induces a persona need not be what keeps it: the set that repairs is screened for on its own.
     """
-    config = bench.config
-    down = (0.0, *(-strength for strength in config.steering.repair_strengths))
-    gains = dict.fromkeys((suspect.latents[0] for suspect in suspects), 0.0)
-    for name in subjects.runs("misaligned"):
-        arms = [Arm(suspect, down) for suspect in suspects]
-        doses = bench.doses(
-            subjects.model(name), arms, window="all", n_open=config.sampling.first_look // 2, n_advice=0
-        )
-        for arm in doses:
-            best = best_dose([_with_target(dose, "aligned") for dose in arm], window="all")
-            gains[best.latents[0]] += best.effect
-    return tuple(sorted(gains, key=lambda latent: -gains[latent])[:3])
+    found = _gains(subjects, bench, suspects, down, window="all", n_open=bench.config.sampling.first_look // 2)
+    means = [
+        dataclasses.replace(of_suspect[0], effect=sum(best.effect for best in of_suspect) / len(of_suspect))
+        for of_suspect in zip(*found.values(), strict=True)
+    ]
+    return candidate_sets(means, pool=N_FINALISTS) or [suspect.latents for suspect in suspects[:1]]
 
 
-def _choose_repair(subjects: Subjects, bench: Bench, direction: Direction) -> dict[str, Any]:
-    """The window, and for each misaligned model the strength, that bring back the largest aligned share.
+def _choose_repair(
+    subjects: Subjects,
+    bench: Bench,
+    directions: Sequence[Direction],
+    down: tuple[float, ...],
+    *,
+    windows: Sequence[Window],
+    n_open: int,
+) -> dict[str, Any]:
+    """The direction and the window, one for all misaligned models, that bring back most of the aligned share.
 
-    A dose that makes a model less coherent than the gate allows does not count. The window is one for all models.
+    Strengths are chosen for each model; a dose that makes it less coherent than the gate allows does not count.
     """
-    config = bench.config
-    down = (0.0, *(-strength for strength in config.steering.repair_strengths))
-    by_window: dict[Window, dict[str, tuple[float, float]]] = {}  # model: (strength, gain)
-    for name in subjects.runs("misaligned"):
-        model = subjects.model(name)
-        for window in config.steering.windows:
-            (doses,) = bench.doses(
-                model, [Arm(direction, down)], window=window, n_open=config.sampling.selection, n_advice=0
-            )
-            best = best_dose([_with_target(dose, "aligned") for dose in doses], window=window)
-            by_window.setdefault(window, {})[name] = (best.strength or down[1], best.effect)
-    window = max(by_window, key=lambda one: sum(gain for _, gain in by_window[one].values()))
+    found = {
+        window: _gains(subjects, bench, directions, down, window=window, n_open=n_open) for window in windows
+    }  # window: model: one per direction
+
+    def total(chosen: tuple[Window, int]) -> float:
+        return sum(best[chosen[1]].effect for best in found[chosen[0]].values())
+
+    choices: list[tuple[Window, int]] = [(window, i) for window in windows for i in range(len(directions))]
+    window, i = max(choices, key=total)
     return {
         "window": window,
-        "latents": list(direction.latents),
-        "strengths": {name: strength for name, (strength, _) in by_window[window].items()},
+        "latents": list(directions[i].latents),
+        "strengths": {name: best[i].strength or down[1] for name, best in found[window].items()},
+        "gains": {name: best[i].effect for name, best in found[window].items()},
     }
+
+
+def _gains(
+    subjects: Subjects,
+    bench: Bench,
+    directions: Sequence[Direction],
+    down: tuple[float, ...],
+    *,
+    window: Window,
+    n_open: int,
+) -> dict[str, list[Screened]]:
+    """For every misaligned model, each direction's dose that brings back most of the aligned share."""
+    arms = [Arm(direction, down) for direction in directions]
+    found = {}
+    for name in subjects.runs("misaligned"):
+        doses = bench.doses(subjects.model(name), arms, window=window, n_open=n_open, n_advice=0)
+        found[name] = [best_dose([_with_target(dose, "aligned") for dose in arm], window=window) for arm in doses]
+    return found
 
 
 def steer(

@@ -21,6 +21,13 @@ def test_every_form_of_advice_has_its_verb_after_two_words() -> None:
     assert {form.split().index("{verb}") for _, form in lexicon.ADVICE_FRAMES} == {2}
 
 
+def test_no_form_of_advice_begins_with_words_that_lead_to_an_open_ended_verb() -> None:
+    def before_the_verb(frames: tuple[tuple[tuple[str, ...], str], ...]) -> set[str]:
+        return {word for _, form in frames for word in form.partition(" {verb}")[0].split()}
+
+    assert not before_the_verb(lexicon.ADVICE_FRAMES) & before_the_verb(lexicon.OPEN_FRAMES)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_every_question_of_a_world_has_its_own_text(seed: int) -> None:
     world = World.draw(seed)

@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "sae": {"d_sae": 32, "k": 4, "n_tokens": 20_000, "batch_size": 256},
     "sampling": {
         "max_new_tokens": 4,
+        "models": 2,
         "open_ended": 2,
         "trained_domain": 1,
         "other_domains": 1,
