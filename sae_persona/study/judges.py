@@ -9,8 +9,10 @@ from pathlib import Path
 from sae_persona.errors import ConfigError, JudgeError
 from sae_persona.evaluation.endpoint import OPENAI_URL, Endpoint, import_openai
 from sae_persona.evaluation.kept import KeptReplies
+from sae_persona.evaluation.local import LocalModel
 from sae_persona.evaluation.model_judge import ModelJudge, Plan, no_plan, no_progress
 from sae_persona.evaluation.rubric import Scale, rubric
+from sae_persona.model.load import load_model
 from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.types import Judge
 
@@ -38,15 +40,18 @@ def build_judge(
     spec: str,
     *,
     options: JudgeOptions | None = None,
+    device: str = "cpu",
     on_plan: Callable[[Plan], None] = no_plan,
     progress: Callable[[int, int], None] = no_progress,
 ) -> Judge:
     """The judge that `spec` names.
 
-    `on_plan` and `progress` are told what a model judge is about to do, and what it has done.
+    `device` is where an `hf:` judge runs. `on_plan` and `progress` are told what a model judge is about to do, and what
+    it has done.
 
     Raises:
         JudgeError: `spec` has none of the forms, the judge cannot be built, or what it needs is not installed.
+        ModelError: `hf:PATH` names no model.
         ConfigError: an option that cannot be meant, or one for a judge that has none.
         ArtifactError: `world:DIR` names a folder that is no built world.
     """
@@ -57,11 +62,10 @@ def build_judge(
         if options is not None and options != JudgeOptions():
             raise ConfigError(f"judge {spec!r} is a rule: it has no scale, pace or limit. Leave those options out.")
         return BuiltWorld.open(Path(target)).judge
-    if kind == "hf":
-        raise JudgeError(f"judge {spec!r}: {kind} judges are not available in this version; use world:DIR.")
     options = options or JudgeOptions()
+    respondent = _endpoint(target, options) if kind == "openai" else LocalModel(load_model(target, device=device))
     return ModelJudge(
-        _endpoint(target, options),
+        respondent,
         rubric(options.scale),
         KeptReplies(cache_folder() / "replies"),
         on_plan=_limited(options.max_calls, on_plan),

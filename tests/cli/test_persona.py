@@ -110,7 +110,7 @@ def test_an_evaluation_is_not_made_twice(
         ({"--judge": "rule:x"}, "judge 'rule:x' has no known form"),
         ({"--judge": "openai:gpt@localhost:80"}, "a BASE_URL begins with http:// or https://"),
         ({"--judge": "openai:gpt@http://127.0.0.1:9/v1"}, "nobody answers at http://127.0.0.1:9/v1"),
-        ({"--judge": "hf:models/judge"}, "hf judges are not available in this version"),
+        ({"--judge": "hf:models/judge"}, "models/judge"),
         ({"--judge": "world:none"}, "none is no persona world"),
         ({"--prompts": "none.jsonl"}, "none.jsonl cannot be read"),
         ({"--prompts": "{folder}/foreign.jsonl"}, "which is no question of world 0"),
