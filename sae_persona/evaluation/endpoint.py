@@ -28,7 +28,7 @@ sent anywhere else."""
 MAX_WAIT = 60.0
 """Seconds: the longest pause between two tries, also where the server asks for a longer one."""
 N_FAILURES = 10
-"""So many requests in a row given up, each after all its tries, mean that the endpoint is down."""
+"""So many requests in a row that failed in all their tries mean that the endpoint is down."""
 PASSING = frozenset({408, 409, 425, 429})
 """HTTP statuses below 500 after which the same request may succeed."""
 REASONING_TOKENS = 4096
@@ -159,7 +159,7 @@ class _Caller:
         try:
             reply = await tries(self._try, request)
         except _PassingError as error:
-            return self._failed(f"no reply after {self.endpoint.n_tries} tries: {error}")
+            return self._given_up(f"no reply after {self.endpoint.n_tries} tries: {error}")
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self.endpoint._refused(self.key, error) from error
         except openai.NotFoundError as error:
@@ -168,14 +168,14 @@ class _Caller:
                 f"({_reason(error, self.key)}). Check both; a base URL mostly ends with /v1."
             ) from error
         except openai.APIStatusError as error:
-            if _is_filtered(error):
-                reply = Reply(None, "refused by a content filter")
-            else:
-                return self._failed(f"no reply: {_reason(error, self.key)}")
+            # About this request alone, such as one that is too long: the server itself is well.
+            filtered = _is_filtered(error)
+            reason = "refused by a content filter" if filtered else f"no reply: {_reason(error, self.key)}"
+            reply = Reply(None, reason, final=filtered)
         self.n_failed = 0
         return reply
 
-    def _failed(self, reason: str) -> Reply:
+    def _given_up(self, reason: str) -> Reply:
         self.n_failed += 1
         if self.n_failed >= N_FAILURES:
             raise JudgeError(
