@@ -45,4 +45,5 @@ def topk(
 ) -> Float[Tensor, "batch d_sae"]:
     """Each row's entries where `by` is among its `k` largest, if positive, and zeros."""
     latents = by.topk(k, sorted=False).indices
-    return torch.zeros_like(pre).scatter(-1, latents, pre.gather(-1, latents).relu())
+    values = pre.gather(-1, latents).relu() * (by.gather(-1, latents) > 0)
+    return torch.zeros_like(pre).scatter(-1, latents, values)

@@ -5,10 +5,11 @@ token per row, so that a product is a weighted sum, or a dot product, of gathere
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,6 +40,23 @@ class Chosen:
             return torch.arange(n_pairs, device=self.latents.device) // self.per_token
         n_of_token = torch.diff(self.first, append=self.first.new_tensor([n_pairs]))
         return torch.arange(len(self.first), device=self.first.device).repeat_interleave(n_of_token)
+
+    def only(self, kept: Bool[Tensor, " nnz"]) -> "Chosen":
+        """Some of the pairs; where every token has as many, the others stay with an activation of zero."""
+        if self.per_token is not None:
+            return Chosen(self.latents, self.values * kept, self.first, self.per_token)
+        return _ragged(self.tokens()[kept], self.latents[kept], self.values[kept], len(self.first))
+
+
+def joined(parts: Sequence[Chosen]) -> Chosen:
+    """Consecutive tokens' choices, each of as many latents, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    latents = torch.cat([part.latents for part in parts])
+    values = torch.cat([part.values for part in parts])
+    k = parts[0].per_token
+    assert k is not None
+    return Chosen(latents, values, torch.arange(0, len(latents), k, device=latents.device), k)
 
 
 def largest_of_each(pre: Float[Tensor, "batch d_sae"], k: int) -> Chosen:

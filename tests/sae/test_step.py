@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_persona.sae import sparse
+from sae_persona.sae import sparse, step
 from sae_persona.sae.step import Among, StepResult, Weights, normalise_rows, remove_parallel, topk_step
 
 COEFFICIENT = 1 / 32
@@ -71,7 +71,10 @@ def test_a_dictionary_too_large_for_the_cache_goes_another_way_to_the_same_gradi
     monkeypatch: pytest.MonkeyPatch, among: Among, n_dead: int
 ) -> None:
     monkeypatch.setattr(sparse, "_CACHED_ENTRIES", 0)
-    result = assert_agree(weights(6, 32), tokens(70, 6), k=3, dead=torch.arange(32) < n_dead, among=among)
+    monkeypatch.setattr(step, "_BLOCK_ENTRIES", 32 * 20)  # 70 tokens in blocks of 20
+    result = assert_agree(
+        weights(6, 32), tokens(70, 6), k=3, dead=torch.arange(32) < n_dead, among=among, aux_tokens=30
+    )
     assert result.l0 > 2
 
 
