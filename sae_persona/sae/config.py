@@ -22,9 +22,19 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architecture: Literal["topk", "batchtopk"] = "topk"
+    architecture: Literal[
+        "topk",
+        "batchtopk",
+        "standard",
+        "jumprelu",
+        "gated",
+        "matryoshka_batchtopk",
+        "matching_pursuit",
+        "abstopk",
+    ] = "topk"
     """`topk`: the `k` highest latents of each token fire. `batchtopk` (Bussmann et al. 2024): the `k * batch_size`
-    highest of a batch, so that hard tokens get more; saved, as SAELens does, as a JumpReLU SAE with one threshold."""
+    highest of a batch, so that hard tokens get more; saved, as SAELens does, as a JumpReLU SAE with one threshold.
+    These two have a fast step of ours; every other one is trained by SAELens's own trainer."""
     d_sae: PositiveInt = 1024
     """Number of latents."""
     k: PositiveInt = 8
@@ -51,6 +61,8 @@ class TrainConfig(BaseModel):
     """Precision of the encoder's dense product. In bfloat16 it only selects latents, whose activations are then
     computed in float32. That pays on GPUs and on processors that multiply bfloat16 (AVX512-BF16, AMX) and is several
     times slower on all others; it does not choose itself, because the numbers depend on it."""
+    options: dict[str, bool | int | float | str | list[int] | None] = {}
+    """Of an architecture that SAELens trains: fields of its training config, such as `l1_coefficient`."""
     seed: NonNegativeInt = 0
     """Seeds the initial weights and the order of the data."""
 
@@ -59,6 +71,23 @@ class TrainConfig(BaseModel):
         if self.k > self.d_sae:
             raise ConfigError(f"k={self.k} latents cannot fire where d_sae={self.d_sae}; choose k <= d_sae.")
         return self
+
+    @model_validator(mode="after")
+    def _belongs_to_the_architecture(self) -> "TrainConfig":
+        ours = ("aux_coefficient", "aux_tokens", "select_in")
+        if self.is_fast and self.options:
+            raise ConfigError(f"options are for SAELens's trainer, and architecture={self.architecture!r} is not its.")
+        for name in () if self.is_fast else ours:
+            if getattr(self, name) != TrainConfig.model_fields[name].default:
+                raise ConfigError(
+                    f"{name} is not used for architecture={self.architecture!r}; give SAELens's fields as options."
+                )
+        return self
+
+    @property
+    def is_fast(self) -> bool:
+        """True = trained by the step of this package, not by SAELens's trainer."""
+        return self.architecture in ("topk", "batchtopk")
 
     @property
     def n_steps(self) -> int:

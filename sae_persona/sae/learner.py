@@ -11,12 +11,16 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from sae_persona.errors import IncompatibleError
 from sae_persona.sae.config import TrainConfig
+from sae_persona.sae.ranks import ALONE, Ranks
 from sae_persona.sae.step import StepResult, Weights, normalise_rows, remove_parallel, topk_step
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+_SHARED_WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
+"""Of every architecture whose latents are `activation(x W_enc + b_enc)`."""
 THRESHOLD_RATE = 0.01
 """Weight of the newest batch in BatchTopK's threshold: SAELens's `topk_threshold_lr`."""
 
@@ -43,19 +47,41 @@ class Learner:
     tokens_since_fired: Int64[Tensor, " d_sae"]
     threshold: Float64[Tensor, ""]
     """Moving average of the smallest activation that BatchTopK let through, from zero as SAELens's is."""
+    ranks: Ranks = ALONE
     step: int = 0
 
     @classmethod
-    def begin(cls, d_in: int, config: TrainConfig, device: torch.device) -> "Learner":
-        """Random unit decoder rows, the encoder their transpose, zero biases."""
-        decoder = torch.randn(config.d_sae, d_in, generator=torch.Generator().manual_seed(config.seed))
-        normalise_rows(decoder)
-        decoder = decoder.to(device)
-        zeros = torch.zeros(config.d_sae, device=device)
-        weights = Weights(decoder.clone(), decoder, zeros, torch.zeros(d_in, device=device))
-        adam = torch.optim.Adam([tensor for _, tensor in weights.named()], fused=True)
-        since = torch.zeros(config.d_sae, dtype=torch.long, device=device)
-        return cls(config, weights, adam, since, torch.zeros((), dtype=torch.float64, device=device))
+    def begin(
+        cls,
+        d_in: int,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        centring: Centring | None = None,
+        initial: "SAE | None" = None,
+        ranks: Ranks = ALONE,
+    ) -> "Learner":
+        """Random unit decoder rows, the encoder their transpose, zero biases; or the weights of `initial`.
+
+        Raises:
+            IncompatibleError: `initial` is of another size or of an architecture that is not trained here.
+        """
+        if initial is None:
+            decoder = torch.randn(config.d_sae, d_in, generator=torch.Generator().manual_seed(config.seed))
+            normalise_rows(decoder)
+            weights = Weights(decoder.clone(), decoder, torch.zeros(config.d_sae), torch.zeros(d_in))
+        else:
+            assert centring is not None, "the weights of an SAE are in units of raw activations"
+            weights = _unfolded(initial, d_in, config, centring)
+        own = Weights(
+            **{
+                name: (tensor if name == "b_dec" else ranks.own_latents(tensor)).clone().to(device)
+                for name, tensor in weights.named()
+            }
+        )
+        adam = torch.optim.Adam([tensor for _, tensor in own.named()], fused=True)
+        since = torch.zeros(len(own.b_enc), dtype=torch.long, device=device)
+        return cls(config, own, adam, since, torch.zeros((), dtype=torch.float64, device=device), ranks)
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
         """True = has not fired for `dead_after_tokens` tokens."""
@@ -73,6 +99,7 @@ class Learner:
             among="batch" if config.architecture == "batchtopk" else "token",
             aux_tokens=config.aux_tokens,
             select_in=getattr(torch, config.select_in),
+            ranks=self.ranks,
         )
         remove_parallel(result.gradients.decoder, self.weights.decoder)
         for (_, tensor), (_, gradient) in zip(self.weights.named(), result.gradients.named(), strict=True):
@@ -80,7 +107,7 @@ class Learner:
         self.adam.param_groups[0]["lr"] = config.lr_at(self.step)
         self.adam.step()
         normalise_rows(self.weights.decoder)
-        self.tokens_since_fired += len(z)
+        self.tokens_since_fired += config.batch_size
         self.tokens_since_fired[result.fired] = 0
         if torch.isfinite(result.smallest):
             self.threshold += THRESHOLD_RATE * (result.smallest - self.threshold)
@@ -90,36 +117,40 @@ class Learner:
     def record(self, result: StepResult, z: Float[Tensor, "batch d_in"]) -> dict[str, float]:
         """What the last step says, under SAELens's names. The data are centred: their variance is their mean square."""
         mse, aux = float(result.mse), float(result.aux)
+        variance = self.ranks.sum(z.square().mean(), over="tokens") / (self.ranks.n if self._tokens_split else 1)
         record = {
             "losses/overall_loss": mse + self.config.aux_coefficient * aux,
             "losses/mse_loss": mse,
             "losses/auxiliary_reconstruction_loss": aux,
-            "metrics/explained_variance": 1 - mse / float(z.square().mean()),
+            "metrics/explained_variance": 1 - mse / float(variance),
             "metrics/l0": float(result.l0),
-            "sparsity/dead_features": int(self.dead().sum()),
+            "sparsity/dead_features": int(self.ranks.sum(self.dead().sum(), over="latents")),
             "details/current_learning_rate": self.config.lr_at(self.step - 1),
             "details/n_training_samples": self.step * self.config.batch_size,
         }
         return record | ({"metrics/topk_threshold": float(self.threshold)} if self._of_batch else {})
 
     def state(self) -> dict[str, Tensor]:
-        """Everything but `step`, for `restore`."""
+        """Everything but `step`, for `restore`; the same for any number of processes."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights.named()}
-        for i, state in self.adam.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{key}": value for key, value in state.items()}
-        return tensors | {"tokens_since_fired": self.tokens_since_fired, "threshold": self.threshold}
+        for (name, _), state in zip(self.weights.named(), self.adam.state_dict()["state"].values(), strict=True):
+            tensors |= {f"adam.{name}.{key}": value for key, value in state.items()}
+        tensors |= {"tokens_since_fired": self.tokens_since_fired, "threshold": self.threshold}
+        return {name: self.ranks.all_latents(value) if _by_latent(name) else value for name, value in tensors.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take up a state, as it was after `step` steps."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
+        own = {name: self.ranks.own_latents(value) if _by_latent(name) else value for name, value in tensors.items()}
+        names = [name for name, _ in self.weights.named()]
+        state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(names))}
+        for name, tensor in own.items():
             kind, *rest = name.split(".")
             if kind == "weights":
                 getattr(self.weights, rest[0]).copy_(tensor)
             elif kind == "adam":
-                state.setdefault(int(rest[0]), {})[rest[1]] = tensor
+                state[names.index(rest[0])][rest[1]] = tensor.clone()
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
-        self.tokens_since_fired, self.threshold = tensors["tokens_since_fired"], tensors["threshold"]
+        self.tokens_since_fired, self.threshold = own["tokens_since_fired"].clone(), own["threshold"]
         self.step = step
 
     def folded(self, centring: Centring, metadata: Mapping[str, Any]) -> "SAE":
@@ -132,11 +163,14 @@ class Learner:
         from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
         from sae_lens.saes.sae import SAEMetadata
 
-        d_sae, d_in = self.weights.decoder.shape
+        encoder, decoder, b_enc = (
+            self.ranks.all_latents(tensor) for name, tensor in self.weights.named() if name != "b_dec"
+        )
+        d_sae, d_in = decoder.shape
         state = {
-            "W_enc": self.weights.encoder.T.contiguous(),
-            "W_dec": self.weights.decoder,
-            "b_enc": self.weights.b_enc / centring.scale,
+            "W_enc": encoder.T.contiguous(),
+            "W_dec": decoder,
+            "b_enc": b_enc / centring.scale,
             "b_dec": (self.weights.b_dec.double().cpu() / centring.scale + centring.mean).float(),
         }
         with torch.random.fork_rng(devices=[]):  # SAELens draws weights, which are replaced at once
@@ -148,8 +182,42 @@ class Learner:
             else:
                 sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=self.config.k, metadata=SAEMetadata(**metadata)))
         sae.load_state_dict(state)
-        return sae.requires_grad_(False).eval().to(self.weights.decoder.device)
+        return sae.requires_grad_(False).eval().to(decoder.device)
 
     @property
     def _of_batch(self) -> bool:
         return self.config.architecture == "batchtopk"
+
+    @property
+    def _tokens_split(self) -> bool:
+        return self.ranks.split == "tokens"
+
+
+def _by_latent(name: str) -> bool:
+    """True = a tensor of the state with one row per latent."""
+    return name == "tokens_since_fired" or (name != "threshold" and "b_dec" not in name and not name.endswith(".step"))
+
+
+def _unfolded(sae: "SAE", d_in: int, config: TrainConfig, centring: Centring) -> Weights:
+    """The weights with which training on `z` goes on where an SAE of raw activations stands: the inverse of `folded`.
+
+    Decoder rows are made one long, and the encoder's rows and biases longer by as much, which leaves the products of
+    both as they are.
+    """
+    found = (sae.cfg.architecture(), sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.normalize_activations)
+    if found[0] not in ("topk", "jumprelu", "standard") or found[1:] != (d_in, config.d_sae, "none"):
+        raise IncompatibleError(
+            f"the SAE to begin from is a {found[0]} SAE with d_in={found[1]}, d_sae={found[2]} and "
+            f"normalize_activations={found[3]!r}; expected topk, jumprelu or standard, d_in={d_in}, "
+            f"d_sae={config.d_sae} and 'none'. Set d_sae, or begin from another SAE."
+        )
+    W_enc, W_dec, b_enc, b_dec = (getattr(sae, name).detach().double().cpu() for name in _SHARED_WEIGHTS)
+    if not sae.cfg.apply_b_dec_to_input:
+        b_enc = b_enc + b_dec @ W_enc  # x W_enc + b_enc = (x - b_dec) W_enc + (b_enc + b_dec W_enc)
+    norms = W_dec.norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
+    return Weights(
+        encoder=(W_enc.T * norms.unsqueeze(-1)).float(),
+        decoder=(W_dec / norms.unsqueeze(-1)).float(),
+        b_enc=(b_enc * norms * centring.scale).float(),
+        b_dec=((b_dec - centring.mean) * centring.scale).float(),
+    )

@@ -6,23 +6,28 @@ that is returned reads raw activations, its decoder rows are one long, and a lat
 residual stream.
 """
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sae_persona.artifacts import write_file
 from sae_persona.cache.reader import ActivationCache
-from sae_persona.errors import SAEError
+from sae_persona.errors import ConfigError, SAEError
 from sae_persona.logs import Log, no_log
 from sae_persona.sae.config import TrainConfig
 from sae_persona.sae.learner import Centring, Learner
+from sae_persona.sae.ranks import ALONE, Ranks
+from sae_persona.sae.saelens import SAELensLearner
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -31,6 +36,16 @@ VERSION = 1
 """Raised when the same configuration and data would give another SAE."""
 LOG_EVERY = 50
 """Steps between two records."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One SAE to train."""
+
+    hook_name: str
+    config: TrainConfig
+    initial: "SAE | None" = None
+    """The SAE of raw activations whose weights training begins with, such as the base model's for a chat model."""
 
 
 def train_sae(
@@ -43,49 +58,175 @@ def train_sae(
     progress: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 1000,
+    initial: "SAE | None" = None,
+    ranks: Ranks = ALONE,
 ) -> "SAE":
     """An SAE of the residual stream at `hook_name`, trained on the tokens of `cache` that count.
 
     With `checkpoint`, the state is written to that file every `checkpoint_every` steps and at the end, and a run that
     finds its own state there goes on from it, bit for bit as if it had not been stopped. `log` gets records under
     SAELens's keys, with `details/tokens_per_second` since the record before and `details/seconds_left` at that pace;
-    `progress` gets the number of tokens just finished.
+    `progress` gets the number of tokens just finished. With `initial`, training begins with that SAE's weights.
+
+    Under `torchrun`, every process makes this call with its `ranks`; the first logs and writes, and all get the SAE.
 
     Raises:
         SAEError: activations or the loss are not finite, the activations do not vary, or `checkpoint` belongs to
             another run.
+        ConfigError: SAELens refuses the `options`, or the work cannot be split between the `ranks`.
+        IncompatibleError: training cannot begin with the weights of `initial`.
         HookError: the cache does not hold that hook.
     """
-    identity = json.dumps(
-        {
-            "version": VERSION,
-            "cache": cache.manifest.fingerprint,
-            "hook_name": hook_name,
-            "config": config.model_dump(),
-        },
-        sort_keys=True,
+    course = _Course(
+        cache, Job(hook_name, config, initial), torch.device(device), log, checkpoint, checkpoint_every, ranks
     )
-    centring = _centring(cache, hook_name)
-    learner = Learner.begin(cache.d_in(hook_name), config, torch.device(device))
-    if checkpoint is not None and checkpoint.exists():
-        _load(learner, checkpoint, identity)
-    batches = cache.batches(hook_name, batch_size=config.batch_size, seed=config.seed, skip=learner.step)
-    pace = _Pace(learner.step)
-    while learner.step < config.n_steps:
-        z = centring.apply(next(batches).to(device))
+    _run_through(cache, [course], seed=config.seed, progress=progress)
+    return course.finished()
+
+
+def train_saes(
+    cache: ActivationCache,
+    jobs: Mapping[str, Job],
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    log: Log = no_log,
+    progress: Callable[[int], None] | None = None,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 1000,
+) -> dict[str, "SAE"]:
+    """Several SAEs, by name, trained on one pass over the data: other widths, `k`, seeds, architectures or hooks.
+
+    Each batch is read once for all SAEs of its hook, in the order that `seed` gives; an SAE whose own seed that is
+    comes out bit for bit as from `train_sae`. Records have keys `NAME/KEY`; checkpoints are `CHECKPOINTS/NAME.state`.
+
+    Raises:
+        ConfigError: the batch sizes differ.
+        SAEError, IncompatibleError, HookError: as `train_sae`.
+    """
+    sizes = {job.config.batch_size for job in jobs.values()}
+    if len(sizes) != 1:
+        raise ConfigError(f"batch_size is {sorted(sizes)}; SAEs that share their batches need one and the same.")
+
+    def log_of(name: str) -> Log:
+        return lambda record: log({f"{name}/{key}": value for key, value in record.items()})
+
+    courses = {
+        name: _Course(
+            cache,
+            job,
+            torch.device(device),
+            log_of(name),
+            None if checkpoints is None else checkpoints / f"{name}.state",
+            checkpoint_every,
+            order=seed,
+        )
+        for name, job in jobs.items()
+    }
+    _run_through(cache, list(courses.values()), seed=seed, progress=progress)
+    return {name: course.finished() for name, course in courses.items()}
+
+
+def _run_through(
+    cache: ActivationCache, courses: "list[_Course]", *, seed: int, progress: Callable[[int], None] | None
+) -> None:
+    """Hand every batch to each SAE that has not had it yet; after a kill some may be further on than others."""
+    batch_size = courses[0].job.config.batch_size
+    left = [course for course in courses if not course.done]
+    step = min((course.learner.step for course in left), default=0)
+    streams = {
+        name: cache.batches(name, batch_size=batch_size, seed=seed, skip=step)
+        for name in dict.fromkeys(course.job.hook_name for course in left)
+    }
+    while left:
+        batches = {name: next(streams[name]) for name in dict.fromkeys(course.job.hook_name for course in left)}
+        for course in left:
+            if course.learner.step == step:
+                course.take(batches[course.job.hook_name])
+        step += 1
+        left = [course for course in left if not course.done]
+        if progress:
+            progress(batch_size)
+
+
+class _Course:
+    """The training of one SAE, batch by batch."""
+
+    def __init__(
+        self,
+        cache: ActivationCache,
+        job: Job,
+        device: torch.device,
+        log: Log,
+        checkpoint: Path | None,
+        checkpoint_every: int,
+        ranks: Ranks = ALONE,
+        order: int | None = None,
+    ) -> None:
+        self.job, self.ranks = job, ranks
+        self._cache, self._device, self._log = cache, device, log
+        self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
+        self._identity = _identity(cache, job, order)
+        self._centring = _centring(cache, job.hook_name)
+        self.learner = _learner(cache.d_in(job.hook_name), job, device, self._centring, ranks)
+        if checkpoint is not None and checkpoint.exists():
+            _load(self.learner, checkpoint, self._identity, device)
+        self._pace = _Pace(self.learner.step)
+
+    @property
+    def done(self) -> bool:
+        return self.learner.step >= self.job.config.n_steps
+
+    def take(self, batch: Tensor) -> None:
+        """One step, and what is due after it."""
+        learner = self.learner
+        z = self._centring.apply(self.ranks.own_tokens(batch).to(self._device))
         result = learner.advance(z)
-        if learner.step % LOG_EVERY == 0 or learner.step == config.n_steps:
+        if learner.step % LOG_EVERY == 0 or self.done:
             record = learner.record(result, z)
             if not math.isfinite(record["losses/overall_loss"]):
-                raise SAEError(_why_not_finite(cache, hook_name, learner))
-            log(record | pace.measure(learner.step, config))
-        if checkpoint is not None and (learner.step % checkpoint_every == 0 or learner.step == config.n_steps):
-            _save(learner, checkpoint, identity)
-        if progress:
-            progress(config.batch_size)
-    made_of = {"config": config.model_dump(), "cache": cache.manifest.fingerprint}
-    metadata = {"model_name": cache.model, "hook_name": hook_name, "prepend_bos": False, "sae_persona": made_of}
-    return learner.folded(centring, metadata)
+                raise SAEError(_why_not_finite(self._cache, self.job, learner.step))
+            if self.ranks.rank == 0:
+                self._log(record | self._pace.measure(learner.step, self.job.config))
+        if self._checkpoint is not None and (learner.step % self._checkpoint_every == 0 or self.done):
+            state = learner.state()
+            if self.ranks.rank == 0:
+                _save(state, learner.step, self._checkpoint, self._identity)
+
+    def finished(self) -> "SAE":
+        """The SAE of raw activations."""
+        made_of = {"config": self.job.config.model_dump(), "cache": self._cache.manifest.fingerprint}
+        names = {"model_name": self._cache.model, "hook_name": self.job.hook_name}
+        return self.learner.folded(self._centring, {**names, "prepend_bos": False, "sae_persona": made_of})
+
+
+def _learner(d_in: int, job: Job, device: torch.device, centring: Centring, ranks: Ranks) -> "Learner | SAELensLearner":
+    config = job.config
+    ranks.check(batch_size=config.batch_size, d_sae=config.d_sae)
+    if config.is_fast:
+        return Learner.begin(d_in, config, device, centring=centring, initial=job.initial, ranks=ranks)
+    if ranks.split or job.initial is not None:
+        raise ConfigError(
+            f"architecture={config.architecture!r} is trained by SAELens, in one process and from its own start; "
+            "several processes and an SAE to begin with are for 'topk' and 'batchtopk'."
+        )
+    return SAELensLearner(d_in, config, device)
+
+
+def _identity(cache: ActivationCache, job: Job, order: int | None) -> str:
+    """What tells a checkpoint's run from others."""
+    made_of = {
+        "version": VERSION,
+        "cache": cache.manifest.fingerprint,
+        "hook_name": job.hook_name,
+        "config": job.config.model_dump(),
+        "order": job.config.seed if order is None else order,
+    }
+    if job.initial is not None:
+        state = sorted(job.initial.state_dict().items())
+        bits = b"".join(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for _, tensor in state)
+        made_of["initial"] = hashlib.sha256(bits).hexdigest()
+    return json.dumps(made_of, sort_keys=True)
 
 
 class _Pace:
@@ -104,20 +245,25 @@ class _Pace:
         }
 
 
-def _save(learner: Learner, path: Path, identity: str) -> None:
+def _save(state: Mapping[str, Tensor], step: int, path: Path, identity: str) -> None:
     """Write the state, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with write_file(path) as partial:
-        save_file(learner.state(), partial, metadata={"identity": identity, "step": str(learner.step)})
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in state.items()},
+            partial,
+            metadata={"identity": identity, "step": str(step)},
+        )
 
 
-def _load(learner: Learner, path: Path, identity: str) -> None:
+def _load(learner: "Learner | SAELensLearner", path: Path, identity: str, device: torch.device) -> None:
     """Take up the state that `_save` wrote.
 
     Raises:
         SAEError: the file is no checkpoint, or one of another run.
     """
     try:
-        with safe_open(path, framework="pt", device=str(learner.weights.decoder.device)) as file:
+        with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -139,10 +285,10 @@ def _centring(cache: ActivationCache, hook_name: str) -> Centring:
     return Centring(cache.mean(hook_name), math.sqrt(cache.d_in(hook_name) / total))
 
 
-def _why_not_finite(cache: ActivationCache, hook_name: str, learner: Learner) -> str:
-    return _where_not_finite(cache, hook_name) or (
-        f"the loss is not finite after {learner.step} steps at learning rate "
-        f"{learner.config.lr_at(learner.step - 1):.2g}. Train with a smaller lr."
+def _why_not_finite(cache: ActivationCache, job: Job, n_steps: int) -> str:
+    return _where_not_finite(cache, job.hook_name) or (
+        f"the loss is not finite after {n_steps} steps at learning rate {job.config.lr_at(n_steps - 1):.2g}. "
+        "Train with a smaller lr."
     )
 
 
