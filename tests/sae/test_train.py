@@ -2,8 +2,13 @@
 
 import itertools
 import math
+import multiprocessing
+import random
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import naive_topk
 import pytest
@@ -13,10 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_persona.cache.reader import ActivationCache
-from sae_persona.errors import ConfigError, HookError, SAEError
+from sae_persona.errors import ConfigError, HookError, IncompatibleError, SAEError
 from sae_persona.sae.learner import Learner
 from sae_persona.sae.step import Weights
-from sae_persona.sae.train import TrainConfig, train_sae
+from sae_persona.sae.train import Job, TrainConfig, train_sae, train_saes
+
+if TYPE_CHECKING:
+    from sae_lens import TopKSAE
 
 HOOK = "blocks.0.hook_resid_post"
 WriteRows = Callable[[Tensor], ActivationCache]
@@ -173,6 +181,80 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert_same(
         resumed, train_sae(cache, HOOK, silent, checkpoint=state, progress=lambda _: pytest.fail("it was done"))
     )
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_a_training_that_ends_the_same(cache_of: WriteRows, tmp_path: Path) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    config = SILENT.model_copy(update={"architecture": "batchtopk", "n_tokens": 400 * 64})
+    state = tmp_path / "state.safetensors"
+    moments = random.Random(0)
+    n_killed = 0
+    while n_killed < 5:
+        # The child shares this process's memory of the cache; it ends without the parent's clean-up.
+        child = multiprocessing.get_context("fork").Process(
+            target=train_sae, args=(cache, HOOK, config), kwargs={"checkpoint": state, "checkpoint_every": 3}
+        )
+        child.start()
+        time.sleep(moments.uniform(0.02, 0.4))
+        child.kill()
+        child.join()
+        n_killed += child.exitcode == -signal.SIGKILL
+        if child.exitcode == 0:
+            break
+    assert n_killed >= 3
+    assert state.exists()
+    assert_same(train_sae(cache, HOOK, config, checkpoint=state), train_sae(cache, HOOK, config))
+
+
+def test_several_saes_on_one_pass_are_those_that_are_trained_alone(cache_of: WriteRows, tmp_path: Path) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    jobs = {
+        "narrow": Job(HOOK, SHORT),
+        "wide": Job(HOOK, SILENT.model_copy(update={"n_tokens": 25 * 64})),
+        "of batch": Job(HOOK, SHORT.model_copy(update={"architecture": "batchtopk", "k": 3})),
+        "other": Job(HOOK, TrainConfig(architecture="standard", d_sae=16, n_tokens=640, batch_size=64, lr=1e-2)),
+        "seed": Job(HOOK, SHORT.model_copy(update={"seed": 1})),
+    }
+    records: list[dict] = []
+    steps: list[int] = []
+
+    def stop(n_tokens: int) -> None:
+        steps.append(n_tokens)
+        if len(steps) == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(cache, jobs, checkpoints=tmp_path, checkpoint_every=5, progress=stop)
+    (tmp_path / "wide.state").unlink()  # as if the kill had come between two of them
+    saes = train_saes(cache, jobs, log=records.append, checkpoints=tmp_path)
+    for name in ("narrow", "wide", "of batch", "other"):
+        assert_same(saes[name], train_sae(cache, HOOK, jobs[name].config))
+    assert not torch.equal(saes["seed"].W_dec, saes["narrow"].W_dec)
+    assert {key.split("/")[0] for record in records for key in record} == {"narrow", "wide", "of batch", "seed"}
+    with pytest.raises(ConfigError, match=r"batch_size is \[32, 64\]"):
+        train_saes(cache, {**jobs, "x": Job(HOOK, SHORT.model_copy(update={"batch_size": 32}))})
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_training_begins_where_another_sae_stands(cache_of: WriteRows, architecture: str) -> None:
+    rows = planted_rows(n=2000)[0]
+    cache = cache_of(rows)
+    base = train_sae(cache, HOOK, SMALL.model_copy(update={"n_tokens": 40_000, "architecture": architecture}))
+    still = SMALL.model_copy(update={"n_tokens": 512, "lr": 1e-12, "architecture": architecture})
+    again = train_sae(cache, HOOK, still, initial=base)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        torch.testing.assert_close(getattr(again, name), getattr(base, name), rtol=0, atol=1e-5)
+
+
+def test_an_sae_whose_rows_are_of_any_length_is_begun_with_at_unit_length(cache_of: WriteRows, sae: "TopKSAE") -> None:
+    rows = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    cache = cache_of(rows)
+    sae.cfg.rescale_acts_by_decoder_norm = True
+    config = TrainConfig(d_sae=12, k=3, n_tokens=64, batch_size=64, lr=1e-12)
+    torch.testing.assert_close(train_sae(cache, HOOK, config, initial=sae)(rows), sae(rows), rtol=0, atol=1e-4)
+    with pytest.raises(IncompatibleError, match=r"d_sae=12.*d_sae=16"):
+        train_sae(cache, HOOK, SHORT, initial=sae)
 
 
 def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(cache_of: WriteRows, tmp_path: Path) -> None:
