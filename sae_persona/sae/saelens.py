@@ -46,13 +46,15 @@ class SAELensLearner:
                 f"options.{unknown[0]} is no option of {config.architecture}; there are: "
                 f"{', '.join(sorted(known - _OURS_TO_SAY))}."
             )
-        sizes = {"d_in": d_in, "d_sae": config.d_sae, "device": str(device)}
+        sizes: dict[str, Any] = {"d_in": d_in, "d_sae": config.d_sae, "device": str(device)}
         if "k" in known:
             sizes["k"] = config.k
+        if config.architecture == "matching_pursuit":
+            sizes["decoder_init_norm"] = 1.0  # the only value that it takes, and not its default
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             try:
-                sae = sae_class(config_class(**sizes, **config.options))
+                sae = sae_class(config_class(**(sizes | config.options)))
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"SAELens refuses options for {config.architecture}: {error}") from error
         peak = config.lr_at(0)  # overwritten at every step
