@@ -77,6 +77,10 @@ class LoadedModel:
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else (self.tokenizer.eos_token_id or 0)  # pyright: ignore[reportReturnType]
 
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, `hf` computes as this model: a matter for those that share their weights with others."""
+        return contextlib.nullcontext()
+
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the weights: the folder's bytes (an adapter's with its base's), or the hub id and its revision."""

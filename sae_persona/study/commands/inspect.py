@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
 from sae_persona.artifacts import Manifest, fingerprint, read_json, read_manifest
-from sae_persona.cache.layout import STORED_AS
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.data.files import read_jsonl
 from sae_persona.errors import ArtifactError, CacheFileError, ModelError, SAEError
@@ -86,7 +84,7 @@ def _cache(path: Path) -> Facts:
     for name, hook in cache.hooks.items():
         for start in range(0, cache.n_tokens, BLOCK_TOKENS):
             block = slice(start, start + BLOCK_TOKENS)
-            stored = torch.from_numpy(hook.activations[block]).view(STORED_AS[hook.dtype][0])
+            stored = hook.rows.block(start, start + BLOCK_TOKENS)
             # Rounding aside: the norms were computed in batches of other sizes.
             if not np.allclose(stored.float().norm(dim=-1).numpy(), hook.norms[block], rtol=1e-4):
                 raise CacheFileError(
@@ -98,7 +96,7 @@ def _cache(path: Path) -> Facts:
         "model": cache.model,
         "hooks": ", ".join(hooks),
         "tokens": f"{cache.n_tokens:,}, of which {cache.n_counted:,} count",
-        "precision": next(iter(cache.hooks.values())).dtype,
+        "precision": cache.dtype,
         **_origin(cache.manifest),
     }
 
