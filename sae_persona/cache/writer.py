@@ -6,25 +6,22 @@ Axes: `n` tokens of one batch, `d_in` width at a hook.
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from sae_persona.artifacts import Manifest
-from sae_persona.cache.layout import STORED_AS, create_layout
+from sae_persona.cache.compute import compute_batch
+from sae_persona.cache.layout import create_layout
 from sae_persona.cache.reader import ActivationCache, partial_path
 from sae_persona.cache.statistics import finish, store_block_moments
-from sae_persona.cache.task import WritingTask, attributes_of, bytes_per_token, hook_key, plan_writing
+from sae_persona.cache.task import WritingTask, attributes_of, bytes_per_token, plan_writing
 from sae_persona.cache.unfinished import UnfinishedCache, open_unfinished
-from sae_persona.data.tokens import TokenBatch, TokenRow, pad_rows
+from sae_persona.data.tokens import TokenRow
 from sae_persona.errors import ArtifactError, CacheFileError
 from sae_persona.logs import Log, no_log
-from sae_persona.model.hooks import residuals
 from sae_persona.model.load import LoadedModel
 
 
@@ -164,37 +161,9 @@ def append(
 
 
 def _store(file: UnfinishedCache, task: WritingTask, indices: Int[np.ndarray, " n_rows"], start: int) -> None:
-    first = next(iter(task.models.values()))
-    batch = pad_rows([task.rows[int(i)] for i in indices], pad_id=first.pad_id)
-    columns = _token_columns(task.rows.documents[indices], batch)
-    for name, column in columns.items():
+    computed = compute_batch(task, indices)
+    for name, column in computed.columns.items():
         file.write(name, column, start=start)
-    for model_name, model in task.models.items():
-        moved = replace(batch, **{name: getattr(batch, name).to(model.device) for name in ("ids", "mask", "parts")})
-        with model.active():
-            found = residuals(model.hf, moved, task.hook_names)
-        for hook_name, resid in found.items():
-            hook = hook_key(model_name, hook_name)
-            stored = resid[moved.mask].to(STORED_AS[task.dtype][0])
-            norms = stored.float().norm(dim=-1)
-            if not task.skips_not_finite:
-                _check_finite(norms, columns, hook, task.dtype)
-            file.write(f"hooks/{hook}/activations", stored, start=start)
-            file.write(f"hooks/{hook}/norms", norms, start=start)
-
-
-def _token_columns(documents: Int[np.ndarray, " n_rows"], batch: TokenBatch) -> dict[str, Tensor]:
-    document = torch.from_numpy(documents).unsqueeze(-1).expand_as(batch.mask)
-    grids = {"token_ids": batch.ids, "positions": batch.position_ids, "document_ids": document, "parts": batch.parts}
-    return {name: grid[batch.mask] for name, grid in grids.items()}
-
-
-def _check_finite(norms: Float[Tensor, " n"], columns: Mapping[str, Tensor], hook: str, dtype: str) -> None:
-    bad = torch.nonzero(~torch.isfinite(norms)).cpu()
-    if len(bad):
-        document, position = (int(columns[name][bad[0]]) for name in ("document_ids", "positions"))
-        raise CacheFileError(
-            f"the activation at {hook} is not finite in {dtype} at document {document}, position {position}. "
-            + ("float16 ends at 65504: store bfloat16" if dtype == "float16" else "Check the model and its dtype")
-            + ", or leave such tokens out (not_finite='skip')."
-        )
+    for hook, activations in computed.activations.items():
+        file.write(f"hooks/{hook}/activations", activations, start=start)
+        file.write(f"hooks/{hook}/norms", computed.norms[hook], start=start)
