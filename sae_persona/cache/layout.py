@@ -23,6 +23,8 @@ from sae_persona.errors import ArtifactError, CacheFileError
 FORMAT = "sae_persona activation cache"
 FORMAT_VERSION = 2
 """Raised when a file of the old layout can no longer be read by the new code, or the reverse."""
+SHARD_KIND = "activation_cache_shard"
+"""Kind of the manifest of one of several files that make up a cache."""
 READABLE_VERSIONS = (1, 2)
 """Version 1 knew one model and one file, and kept no moments of blocks."""
 
@@ -151,7 +153,7 @@ def read_layout(path: Path, *, locking: bool = True) -> Layout:
     """
     try:
         with h5py.File(path, "r", locking=locking) as file:
-            return _read_layout(path, file)
+            return _read_layout(path, file, locking)
     except BlockingIOError as error:
         raise CacheFileError(f"{path} is being written by another process. Wait for it to end.") from error
     except (OSError, KeyError, ValueError) as error:
@@ -161,7 +163,7 @@ def read_layout(path: Path, *, locking: bool = True) -> Layout:
         ) from error
 
 
-def _read_layout(path: Path, file: h5py.File) -> Layout:
+def _read_layout(path: Path, file: h5py.File, locking: bool) -> Layout:
     attributes: dict[str, Any] = dict(file.attrs)
     if attributes.get("format") != FORMAT:
         raise CacheFileError(f"{path} is an HDF5 file of something else than this package's caches. Check the path.")
@@ -188,7 +190,7 @@ def _read_layout(path: Path, file: h5py.File) -> Layout:
     activations = {}
     for hook in hooks:
         name = f"hooks/{hook}/activations"
-        activations[hook] = _pieces(path, manifest, views[name]) if name in views else (places[name],)
+        activations[hook] = _pieces(path, manifest, views[name], locking) if name in views else (places[name],)
     layout = Layout(
         path,
         manifest,
@@ -208,14 +210,14 @@ def _place(path: Path, item: h5py.Dataset) -> Place:
     return Place(path, offset, item.shape, item.dtype)
 
 
-def _pieces(path: Path, manifest: Manifest, view: h5py.Dataset) -> tuple[Place, ...]:
+def _pieces(path: Path, manifest: Manifest, view: h5py.Dataset, locking: bool) -> tuple[Place, ...]:
     """Where the shards behind a view keep their rows."""
     found = []
     for source in view.virtual_sources():
         shard = path.with_name(source.file_name)
         if not shard.is_file():
             raise CacheFileError(f"{path} is made of shards, and {shard.name} is not beside it. Put it back.")
-        with h5py.File(shard, "r") as file:
+        with h5py.File(shard, "r", locking=locking) as file:
             if Manifest.from_json(str(file.attrs["manifest"])).fingerprint != manifest.inputs.get(shard.name):
                 raise CacheFileError(f"{shard} is no shard of {path}, but of another cache. Put the right one there.")
             activations: Any = file[source.dset_name]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, UInt8
 from torch import Tensor
 
 from sae_persona.artifacts import Manifest
-from sae_persona.cache.layout import TOKEN_COLUMNS, Layout, read_layout
+from sae_persona.cache.layout import SHARD_KIND, TOKEN_COLUMNS, Layout, read_layout
 from sae_persona.cache.prefetch import prefetched
 from sae_persona.cache.rows import StoredRows
 from sae_persona.cache.shuffle import Visit, chunks_of, shuffled_batches
@@ -70,6 +70,8 @@ class ActivationCache:
         path = Path(path)
         _check_present(path)
         layout = read_layout(path)
+        if layout.manifest.kind == SHARD_KIND:
+            raise CacheFileError(f"{path} is one shard of a cache. Open the file that stands for all of its shards.")
         if not layout.read("complete"):
             raise CacheFileError(
                 f"{path} is unfinished: {layout.read('committed')} of {layout.n_tokens} tokens are in it. "
@@ -151,8 +153,8 @@ class ActivationCache:
         `prefetch` is the number of batches made ahead of need; with 0, everything happens in the caller's thread.
         """
         rows = {name: self._hook(name).rows for name in hook_names}
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
+        if batch_size < 1 or not rows:
+            raise ConfigError(f"batch_size={batch_size}, {len(rows)} hooks: expected at least one of each.")
         visits = shuffled_batches(self.counts, batch_size=batch_size, seed=seed, n_epochs=n_epochs, skip=skip)
         return prefetched(_take(rows, visits), n_ahead=prefetch)
 

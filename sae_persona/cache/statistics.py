@@ -26,21 +26,21 @@ def store_block_moments(file: UnfinishedCache, *, start: int, end: int, drop_fir
     first, last = start // BLOCK_ROWS, end // BLOCK_ROWS + (end == file.layout.n_tokens and end % BLOCK_ROWS > 0)
     if first == last or not _keeps_blocks(file):
         return
-    usable = usable_tokens(file, drop_first)
-    for hook, places in file.layout.activations.items():
-        rows = StoredRows(file.layout.dtype, places)
-        for i in range(first, last):
-            moments = _of_block(rows, i, usable)
+    for i in range(first, last):
+        block = slice(i * BLOCK_ROWS, (i + 1) * BLOCK_ROWS)
+        usable = usable_tokens(file, drop_first, block)
+        for hook, places in file.layout.activations.items():
+            moments = _of_block(StoredRows(file.layout.dtype, places), block.start, usable)
             if moments.n:
                 file.write(f"hooks/{hook}/block_mean", moments.mean, start=i)
                 file.write(f"hooks/{hook}/block_squares", moments.squares, start=i)
 
 
-def usable_tokens(file: UnfinishedCache, drop_first: int) -> Bool[np.ndarray, " n_tokens"]:
+def usable_tokens(file: UnfinishedCache, drop_first: int, among: slice = slice(None)) -> Bool[np.ndarray, " n"]:
     """Tokens past the first of their document that are finite at every hook."""
-    usable = file.read("positions") >= drop_first
+    usable = file.read("positions")[among] >= drop_first
     for hook in file.layout.hooks:
-        usable &= np.isfinite(file.read(f"hooks/{hook}/norms"))
+        usable &= np.isfinite(file.read(f"hooks/{hook}/norms")[among])
     return usable
 
 
@@ -96,10 +96,10 @@ def _keeps_blocks(file: UnfinishedCache) -> bool:
     return all(f"hooks/{hook}/block_mean" in file.layout.places for hook in file.layout.hooks)
 
 
-def _of_block(rows: StoredRows, i: int, wanted: Bool[np.ndarray, " n_tokens"]) -> Moments:
-    start = i * BLOCK_ROWS
-    moments = Moments.of(rows.take(start + np.flatnonzero(wanted[start : start + BLOCK_ROWS])))
-    rows.release(start, start + BLOCK_ROWS)
+def _of_block(rows: StoredRows, start: int, wanted: Bool[np.ndarray, " n"]) -> Moments:
+    """Moments of the wanted rows of a block that begins at `start`."""
+    moments = Moments.of(rows.take(start + np.flatnonzero(wanted)))
+    rows.release(start, start + len(wanted))
     return moments
 
 
@@ -108,16 +108,12 @@ def _add_moments(
 ) -> None:
     """Take in the rows of one file that count: from its blocks' moments where all of a block count that may."""
     rows = StoredRows(file.layout.dtype, file.layout.activations[hook])
-    stored = _keeps_blocks(file)
-    committed = file.committed
+    n_stored = file.committed if _keeps_blocks(file) else 0
+    means, squares = (file.read(f"hooks/{hook}/{name}") if n_stored else () for name in ("block_mean", "block_squares"))
     for i, start in enumerate(range(0, len(counts), BLOCK_ROWS)):
-        block = slice(start, start + BLOCK_ROWS)
-        n = int(counts[block].sum())
-        if stored and n and n == usable[block].sum() and min(block.stop, len(counts)) <= committed:
-            mean, squares = (torch.from_numpy(file.read(f"hooks/{hook}/{name}")[i]) for name in _BLOCK_ARRAYS)
-            moments.merge(Moments(n, mean, squares))
+        wanted = counts[start : start + BLOCK_ROWS]
+        n = int(wanted.sum())
+        if n and start + len(wanted) <= n_stored and n == usable[start : start + BLOCK_ROWS].sum():
+            moments.merge(Moments(n, torch.from_numpy(means[i]), torch.from_numpy(squares[i])))
         else:
-            moments.merge(_of_block(rows, i, counts))
-
-
-_BLOCK_ARRAYS = ("block_mean", "block_squares")
+            moments.merge(_of_block(rows, start, wanted))

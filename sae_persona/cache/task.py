@@ -32,6 +32,7 @@ class WritingTask:
     drop_first: int
     norm_limit: float | None
     skips_not_finite: bool
+    batch_size: int
     manifest: Manifest
     batches: tuple[np.ndarray, ...]
     """Rows of similar length, in the order of the file."""
@@ -98,7 +99,7 @@ def plan_writing(
     order = np.argsort(packed.lengths, kind="stable")
     batches = tuple(order[start : start + batch_size] for start in range(0, len(order), batch_size))
     return WritingTask(
-        models, packed, hook_names, dtype, drop_first, norm_limit, not_finite == "skip", manifest, batches
+        models, packed, hook_names, dtype, drop_first, norm_limit, not_finite == "skip", batch_size, manifest, batches
     )
 
 
@@ -128,7 +129,7 @@ def _check_options(
         raise ConfigError("no hook_name was given; a cache needs at least one, such as 'blocks.1.hook_resid_post'.")
     if dtype not in STORED_AS:
         raise ConfigError(f"dtype {dtype!r} cannot be stored; choose one of {', '.join(STORED_AS)}.")
-    if batch_size < 1 or drop_first < 0 or (norm_limit is not None and norm_limit <= 1):
+    if batch_size < 1 or drop_first < 0 or not (norm_limit is None or norm_limit > 1):
         raise ConfigError(
             f"batch_size={batch_size}, drop_first={drop_first}, norm_limit={norm_limit}: expected batch_size >= 1, "
             "drop_first >= 0, and norm_limit > 1 or None."
