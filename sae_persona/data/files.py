@@ -75,11 +75,27 @@ def read_documents(path: Path | str) -> list[Chat | str]:
     Raises:
         DataError: the file is missing or empty, or a line is neither.
     """
-    either = f"{CHAT_FORM} or {TEXT_FORM}"
-    return [
-        _chat(record, where) if "messages" in record else _text(record, where, form=either)
-        for where, record in read_records(path)
-    ]
+    return list(iterate_documents(path))
+
+
+def iterate_documents(path: Path | str) -> Iterator[Chat | str]:
+    """The same, one at a time.
+
+    Raises:
+        DataError: as `read_documents` does, when the line is reached.
+    """
+    return (parse_document(record, where) for where, record in read_records(path))
+
+
+def parse_document(record: dict[str, Any], where: str) -> Chat | str:
+    """The chat or the text in a record; `where` is the place to name in errors.
+
+    Raises:
+        DataError: it holds neither.
+    """
+    if "messages" in record:
+        return _chat(record, where)
+    return _text(record, where, form=f"{CHAT_FORM} or {TEXT_FORM}")
 
 
 def read_jsonl(path: Path | str, kind: type[T]) -> list[T]:
