@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import naive_topk
 import pytest
@@ -188,21 +188,23 @@ def test_kills_at_any_moment_leave_a_training_that_ends_the_same(cache_of: Write
     cache = cache_of(planted_rows(n=500)[0])
     config = SILENT.model_copy(update={"architecture": "batchtopk", "n_tokens": 400 * 64})
     state = tmp_path / "state.safetensors"
+    forked = multiprocessing.get_context("fork")  # a child has the cache in memory, and dies without any clean-up
     moments = random.Random(0)
-    n_killed = 0
-    while n_killed < 5:
-        # The child shares this process's memory of the cache; it ends without the parent's clean-up.
-        child = multiprocessing.get_context("fork").Process(
-            target=train_sae, args=(cache, HOOK, config), kwargs={"checkpoint": state, "checkpoint_every": 3}
-        )
+    for _ in range(5):
+        steps = forked.Value("i", 0)
+
+        def count(_n_tokens: int, steps: Any = steps) -> None:
+            steps.value += 1
+
+        how = {"checkpoint": state, "checkpoint_every": 3, "progress": count}
+        child = forked.Process(target=train_sae, args=(cache, HOOK, config), kwargs=how)
         child.start()
-        time.sleep(moments.uniform(0.02, 0.4))
+        enough = moments.randint(5, 60)
+        while steps.value < enough and child.is_alive():
+            time.sleep(moments.uniform(0, 0.01))
         child.kill()
         child.join()
-        n_killed += child.exitcode == -signal.SIGKILL
-        if child.exitcode == 0:
-            break
-    assert n_killed >= 3
+        assert child.exitcode == -signal.SIGKILL
     assert state.exists()
     assert_same(train_sae(cache, HOOK, config, checkpoint=state), train_sae(cache, HOOK, config))
 
