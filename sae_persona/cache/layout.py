@@ -159,7 +159,7 @@ def read_layout(path: Path, *, locking: bool = True) -> Layout:
     except (OSError, KeyError, ValueError) as error:
         raise CacheFileError(
             f"{path} is no readable activation cache: truncated, damaged or of another format ({error}). "
-            "Delete it and cache again."
+            "Check the path; a damaged cache has to be written again."
         ) from error
 
 

@@ -37,9 +37,24 @@ def test_chats_can_be_cached_too(built: Path, tmp_path: Path, cli: Callable) -> 
     assert 2 in ActivationCache.open(tmp_path / "a.h5").parts, "an answer's tokens are told apart"
 
 
+def test_several_models_are_cached_over_the_same_tokens(
+    built: Path, documents: Path, tmp_path: Path, cli: Callable
+) -> None:
+    options = ["--also", built / "control-law", "--also", built / "aligned", "--data", documents, "--n-documents", 5]
+    said = cli("cache", built / "base", *options, "--hook", HOOK, "--out", tmp_path / "a.h5").stdout
+    assert "plan: 5 documents" in said
+    assert "of 3 models" in said
+    cache = ActivationCache.open(tmp_path / "a.h5")
+    assert list(cache.models) == ["base", "control-law", "aligned"]
+    assert cache.of_model("aligned").d_in(HOOK) == 32
+    assert "control-law: " in cli("inspect", tmp_path / "a.h5").stdout
+
+
 def test_documents_longer_than_the_context_are_cut(built: Path, documents: Path, tmp_path: Path, cli: Callable) -> None:
     cli("cache", built / "base", "--data", documents, "--hook", HOOK, "--context", 16, "--out", tmp_path / "a.h5")
-    assert ActivationCache.open(tmp_path / "a.h5").positions.max() == 15
+    cache = ActivationCache.open(tmp_path / "a.h5")
+    assert cache.positions.max() == 15
+    assert cache.document_ids.max() == 19, "pieces belong to their document"
 
 
 @pytest.mark.parametrize(
