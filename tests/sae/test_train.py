@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import naive_topk
 import pytest
 import torch
@@ -281,10 +282,12 @@ def test_a_record_tells_how_fast_it_went_and_how_long_is_left(cache_of: WriteRow
 
 
 def test_activations_that_are_no_numbers_are_named_by_document_and_position(cache_of: WriteRows) -> None:
-    rows = planted_rows(n=500)[0]
-    rows[123, 4] = torch.nan
+    cache = cache_of(planted_rows(n=500)[0])
+    with h5py.File(cache.path, "r+") as file:  # the writer lets none in
+        for name in ("activations", "norms"):
+            file[f"hooks/{HOOK}/{name}"][123] = math.nan
     with pytest.raises(SAEError, match=r"1 of 500 activations.*position 0 of document 0.*float32"):
-        train_sae(cache_of(rows), HOOK, SHORT)
+        train_sae(ActivationCache.open(cache.path), HOOK, SHORT)
 
 
 def test_seeds_decide_and_the_global_generator_does_not(cache_of: WriteRows) -> None:
