@@ -98,7 +98,7 @@ def _from_yaml(path: Path) -> Iterator[Placed]:
     try:
         root = loader.get_single_node()
         if not isinstance(root, yaml.SequenceNode):
-            found = "nothing" if root is None else f"a {root.id}"
+            found = "nothing" if root is None else "a mapping" if isinstance(root, yaml.MappingNode) else "one value"
             raise DataError(f"{path}: expected a list of {YAML_FORM}, found {found}.")
         rows = [(node.start_mark.line + 1, loader.construct_object(node, deep=True)) for node in root.value]
     except yaml.YAMLError as error:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -159,7 +160,7 @@ class LocalModel:
         """What can open or end a turn: special tokens, and the chat template's own words, such as `[/INST]`; longest
         first.
         """
-        tokenizer = self.model.tokenizer
+        tokenizer: Any = self.model.tokenizer
         template = render((Message("user", ""),), tokenizer, open_answer=True)
         words = {word for word in template.split() if re.search(r"[<\[{|#]", word)}
         special = {str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab())}

@@ -135,6 +135,25 @@ def test_a_second_judge_another_model_and_fresh_draws_are_reported(
     assert scores["personas"] is None, "the model does not reason"
 
 
+def test_an_evaluation_of_other_prompts_or_by_another_judge_is_no_comparison(
+    cli: Callable,
+    refused: Callable[..., str],
+    built: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = ["evaluate", built / "aligned", "--judge", f"world:{built}", "--prompts", prompts]
+    cli(*world, *SHORT, "--out", tmp_path / "base")
+    monkeypatch.setattr(evaluate, "sample", None)
+    against = ["--out", tmp_path / "x", "--against", tmp_path / "base"]
+    line = refused(*world, "--n-samples", 2, *against)
+    assert "holds 12 answers, and 8 are asked for here; 4 have no counterpart" in line
+    with local_endpoint() as server:
+        line = refused(*options(server, built, prompts, tmp_path / "x"), *against[2:])
+    assert "was judged by 'world', and this one is judged by 'openai:m@" in line
+
+
 def test_a_key_is_in_no_file_and_no_output(
     cli: Callable, built: Path, prompts: Path, tmp_path: Path, monkeypatch
 ) -> None:

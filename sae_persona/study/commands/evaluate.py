@@ -114,7 +114,8 @@ def evaluate_model(
     ]
     for one in judges:
         judge_completions(one, prompts, [])  # a judge that cannot be asked says so before anything is sampled
-    other = _other_answers(extras.against, judges[0])
+    places = {(prompt.id, i) for prompt in prompts for i in range(sampling.n_samples)}
+    other = _other_answers(extras.against, judges[0], places)
     model = load_model(source, device=device)
     sampled = {"model": model.fingerprint, "prompts": fingerprint(prompts_file)}
     manifest = new_manifest(
@@ -235,8 +236,8 @@ def _options_by_judge(judge: str, second: str | None, options: JudgeOptions | No
     return {spec: None if spec in rules and len(rules) < len(specs) else options for spec in specs}
 
 
-def _other_answers(folder: Path | None, judge: Judge) -> list[Judgement] | None:
-    """The judgements of the evaluation to compare with."""
+def _other_answers(folder: Path | None, judge: Judge, places: set[tuple[str, int]]) -> list[Judgement] | None:
+    """The judgements of the evaluation to compare with, which must fill the same places: prompts and samples."""
     if folder is None:
         return None
     manifest = read_manifest(folder)
@@ -248,7 +249,14 @@ def _other_answers(folder: Path | None, judge: Judge) -> list[Judgement] | None:
             f"{folder} was judged by {judged_by[0]!r}, and this one is judged by {judge.name!r}. "
             "Scores of two judges or scales cannot be compared; evaluate both models with one."
         )
-    return read_jsonl(folder / ANSWERS, Judgement)
+    answers = read_jsonl(folder / ANSWERS, Judgement)
+    lone = sorted(places ^ {(row.prompt_id, row.sample) for row in answers})
+    if lone:
+        raise IncompatibleError(
+            f"{folder} holds {len(answers)} answers, and {len(places)} are asked for here; {len(lone)} have no "
+            f"counterpart, such as prompt {lone[0][0]!r}, sample {lone[0][1]}. Use the same prompts and n-samples."
+        )
+    return answers
 
 
 def _check_usable(judge: Judge, judgements: Sequence[Judgement]) -> None:
