@@ -125,6 +125,52 @@ def estimate_mean(
     )
 
 
+def cohens_kappa(
+    first: Sequence[str], second: Sequence[str], questions: Sequence[str], *, seed: int = 0, n_boot: int = 2000
+) -> Estimate | None:
+    """How far two raters of the same answers agree beyond chance, with a 95 % interval over questions.
+
+    `kappa = (p_o - p_e) / (1 - p_e)`, where p_o is the share of answers on which they agree and p_e the sum over labels
+    of the product of their shares. 1 is full agreement, 0 what their shares give by chance. None where both give one
+    and the same label to all answers: there is nothing to agree on.
+
+    The interval is the wider of `kappa ± t SE`, the jackknife over K questions with t of K - 1 degrees of freedom, and
+    that of p_o (`clustered_share`) with p_e held fixed, which keeps its width where they agree on every answer.
+
+    Raises:
+        DataError: there are no answers, or not one label of each rater and one question per answer.
+
+    Source: Cohen 1960.
+    """
+    if len(first) != len(second):
+        raise DataError(f"agreement is about the same answers: there are {len(first)} and {len(second)} labels.")
+    agree = np.array([one == other for one, other in zip(first, second, strict=True)], dtype=bool)
+    share = clustered_share(agree, questions, seed=seed, n_boot=n_boot)
+    names, coded = np.unique(np.asarray([*first, *second]), return_inverse=True)
+    if len(names) == 1:
+        return None
+    _, question = np.unique(np.asarray(questions), return_inverse=True)
+    tables = np.zeros((question.max() + 1, len(names), len(names)))
+    np.add.at(tables, (question, coded[: len(first)], coded[len(first) :]), 1)
+    whole = tables.sum(0)
+    value, chance = _kappa(whole)
+    low, high = ((bound - chance) / (1 - chance) for bound in (share.low, share.high))
+    n_questions = len(tables)
+    if n_questions > 1:
+        without = np.array([_kappa(whole - table)[0] for table in tables])
+        spread = (n_questions - 1) / n_questions * ((without - without.mean()) ** 2).sum()
+        margin = float(stdtrit(n_questions - 1, 0.975) * np.sqrt(spread))
+        low, high = min(low, value - margin), max(high, value + margin)
+    return Estimate(
+        value=value,
+        low=max(-1.0, min(low, value)),
+        high=min(1.0, max(high, value)),
+        n=len(agree),
+        n_questions=n_questions,
+        n_unscored=0,
+    )
+
+
 def auroc(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
     """The chance that a random positive scores higher than a random negative, a tie counting half.
 
@@ -176,6 +222,13 @@ def _per_question(
         raise DataError("there is no answer to take a share or mean of. Check the prompts and the category.")
     _, question = np.unique(np.asarray(questions), return_inverse=True)
     return np.bincount(question, weights=values), np.bincount(question).astype(float)
+
+
+def _kappa(table: Float[np.ndarray, "label label"]) -> tuple[float, float]:
+    """Kappa and the agreement by chance; full agreement where all answers left have one label of both."""
+    shares = table / table.sum()
+    chance = float(shares.sum(0) @ shares.sum(1))
+    return (1.0 if chance == 1 else float((np.trace(shares) - chance) / (1 - chance))), chance
 
 
 def _ratio_variance(sums: Float[np.ndarray, " questions"], sizes: Float[np.ndarray, " questions"]) -> float:

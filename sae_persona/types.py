@@ -63,10 +63,14 @@ class Judgement:
     answer: str
     label: Label
     score: float | None
-    """Misalignment on the rubric from 1 (fully aligned) to 5; None where the label is no grade."""
+    """Misalignment on the rubric from 1 (fully aligned) to 5; None where the label is no grade, or on another scale."""
     unscored_reason: str | None = None
     evidence: str | None = None
     """The words that decided, where the judge can name them."""
+    alignment: float | None = None
+    """From 0 to 100, where the judge's scale is alignment and coherence."""
+    coherence: float | None = None
+    """From 0 to 100, where the judge's scale is alignment and coherence."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_persona.errors import DataError
-from sae_persona.stats import auroc, benjamini_hochberg, clustered_share, estimate_mean, paired_difference
+from sae_persona.stats import (
+    auroc,
+    benjamini_hochberg,
+    clustered_share,
+    cohens_kappa,
+    estimate_mean,
+    paired_difference,
+)
 
 
 def answers(n_questions: int, n_per_question: int) -> list[str]:
@@ -151,3 +158,65 @@ def test_shares_of_nothing_and_answers_without_questions_are_refused() -> None:
         clustered_share(np.array([True, False]), ["a"])
     with pytest.raises(DataError, match="at least 2 questions"):
         estimate_mean(np.array([1.0, 2.0]), ["a", "a"])
+
+
+def test_kappa_is_agreement_beyond_chance() -> None:
+    # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: p_o = 0.7, p_e = 0.5 * 0.6 + 0.5 * 0.4 = 0.5, kappa = 0.4
+    first = ["yes"] * 25 + ["no"] * 25
+    second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    kappa = cohens_kappa(first, second, answers(50, 1))
+    assert kappa is not None
+    assert kappa.value == pytest.approx(0.4)
+    # The textbook's standard error for 50 independent answers is about 0.13.
+    assert (kappa.high - kappa.low) / 2 == pytest.approx(1.96 * 0.13, abs=0.04)
+    assert (kappa.n, kappa.n_questions) == (50, 50)
+
+
+def test_full_agreement_is_1_and_no_certainty() -> None:
+    labels = ["a", "b"] * 20
+    kappa = cohens_kappa(labels, labels, answers(10, 4))
+    assert kappa is not None
+    assert (kappa.value, kappa.high) == (1, 1)
+    assert 0.4 < kappa.low < 0.95
+    swapped = cohens_kappa(labels, ["b", "a"] * 20, answers(10, 4))
+    assert swapped is not None
+    assert (swapped.value, swapped.low) == (-1, -1)
+
+
+def test_where_all_say_the_same_there_is_nothing_to_agree_on() -> None:
+    assert cohens_kappa(["a"] * 8, ["a"] * 8, answers(4, 2)) is None
+    single = cohens_kappa(["a", "b"], ["a", "b"], ["only", "only"])
+    assert single is not None
+    assert single.low < 0.3, "one question says nothing of others"
+
+
+def test_kappa_needs_two_labels_for_each_answer() -> None:
+    with pytest.raises(DataError, match="there are 2 and 1 labels"):
+        cohens_kappa(["a", "b"], ["a"], ["q", "q"])
+    with pytest.raises(DataError, match="no answer"):
+        cohens_kappa([], [], [])
+
+
+@pytest.mark.parametrize("agree", [0.0, 0.5, 0.9])
+def test_the_interval_of_kappa_covers_the_truth(agree: float) -> None:
+    """Two judges look at a share `agree` of the questions alike and elsewhere draw apart: kappa is that share."""
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        first = rng.random(160) < np.repeat(rng.beta(1.5, 3.5, size=20), 8)  # 0.3 misaligned, questions differ
+        alike = rng.random(160) < agree
+        second = np.where(alike, first, rng.random(160) < 0.3)
+        kappa = cohens_kappa([*map(str, first)], [*map(str, second)], answers(20, 8), n_boot=200)
+        assert kappa is not None
+        covered.append(kappa.low <= agree <= kappa.high)
+    assert np.mean(covered) >= 0.92
+
+
+def test_a_paired_difference_of_equal_models_holds_zero_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(200):
+        own = np.repeat(rng.beta(0.5, 2, size=20), 8)
+        difference = paired_difference(rng.random(160) < own, rng.random(160) < own, answers(20, 8), n_boot=200)
+        held.append(difference.low <= 0 <= difference.high)
+    assert np.mean(held) >= 0.92

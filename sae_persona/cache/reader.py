@@ -3,29 +3,32 @@
 Axes: `n_tokens` rows of the file, `d_in` width at a hook.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int32, UInt8
 from torch import Tensor
 
 from sae_persona.artifacts import Manifest
-from sae_persona.cache.layout import STORED_AS, TOKEN_COLUMNS, Layout, read_layout
-from sae_persona.cache.shuffle import shuffled_rows
-from sae_persona.errors import CacheFileError, HookError
+from sae_persona.cache.layout import SHARD_KIND, TOKEN_COLUMNS, Layout, read_layout
+from sae_persona.cache.prefetch import prefetched
+from sae_persona.cache.rows import StoredRows
+from sae_persona.cache.shuffle import Visit, chunks_of, shuffled_batches
+from sae_persona.errors import CacheFileError, ConfigError, HookError
+
+PREFETCH = 4
+"""Batches made while the consumer is busy: enough to bridge the start of a buffer."""
 
 
 @dataclass(frozen=True, eq=False)
 class CachedHook:
     """What a cache holds of one hook. Statistics are over the tokens that count."""
 
-    dtype: str
-    """Precision of the stored activations: float32, float16 or bfloat16."""
-    activations: np.ndarray = field(repr=False)
-    """[n_tokens, d_in], mapped from the file; the bits of bfloat16 as uint16."""
+    rows: StoredRows = field(repr=False)
+    """The activations, as they are stored."""
     norms: Float32[np.ndarray, " n_tokens"] = field(repr=False)
     mean: Float64[Tensor, " d_in"] = field(repr=False)
     variance: Float64[Tensor, " d_in"] = field(repr=False)
@@ -40,17 +43,22 @@ class ActivationCache:
     manifest: Manifest
     model: str
     """What the activations were taken from, as it was loaded."""
+    models: Mapping[str, str]
+    """The same by name, where the file holds several models; see `of_model`."""
+    dtype: str
+    """Precision of the stored activations: float32, float16 or bfloat16."""
     n_tokens: int
     n_counted: int
-    """Tokens that count: not among the first of their document and not of outlying norm."""
+    """Tokens that count: not among the first of their document, finite, and not of outlying norm."""
     token_ids: Int32[np.ndarray, " n_tokens"] = field(repr=False)
     positions: Int32[np.ndarray, " n_tokens"] = field(repr=False)
     document_ids: Int32[np.ndarray, " n_tokens"] = field(repr=False)
-    """Index of the token's row in the data."""
+    """Index of the token's document in the data."""
     parts: UInt8[np.ndarray, " n_tokens"] = field(repr=False)
     """`data.tokens.Part` of each token."""
     counts: Bool[np.ndarray, " n_tokens"] = field(repr=False)
     hooks: Mapping[str, CachedHook]
+    """By hook name, after `MODEL/` where the file holds several models."""
 
     @classmethod
     def open(cls, path: Path | str) -> "ActivationCache":
@@ -62,19 +70,22 @@ class ActivationCache:
         path = Path(path)
         _check_present(path)
         layout = read_layout(path)
-        n_tokens = len(layout.read("token_ids"))
+        if layout.manifest.kind == SHARD_KIND:
+            raise CacheFileError(f"{path} is one shard of a cache. Open the file that stands for all of its shards.")
         if not layout.read("complete"):
             raise CacheFileError(
-                f"{path} is unfinished: {layout.read('committed')} of {n_tokens} tokens are in it. "
+                f"{path} is unfinished: {layout.read('committed')} of {layout.n_tokens} tokens are in it. "
                 "Run the cache command that began it again; it continues."
             )
         return cls(
             path=path,
             manifest=layout.manifest,
             model=layout.model,
-            n_tokens=n_tokens,
+            models=layout.models,
+            dtype=layout.dtype,
+            n_tokens=layout.n_tokens,
             n_counted=int(layout.read("n_counted")),
-            hooks={name: _open_hook(layout, f"hooks/{name}") for name in layout.hook_names},
+            hooks={hook: _open_hook(layout, hook) for hook in layout.hooks},
             **{name: layout.read(name) for name in TOKEN_COLUMNS},
         )
 
@@ -83,9 +94,21 @@ class ActivationCache:
         """The hooks whose activations are stored."""
         return tuple(self.hooks)
 
+    def of_model(self, name: str) -> "ActivationCache":
+        """One of several models, under plain hook names; tokens and mask are those of all.
+
+        Raises:
+            ConfigError: the file holds no model of that name.
+        """
+        if name not in self.models:
+            held = ", ".join(self.models) or "one model without a name"
+            raise ConfigError(f"{self.path} holds no model {name!r}; it holds {held}. Name one of these.")
+        mine = {hook.removeprefix(f"{name}/"): one for hook, one in self.hooks.items() if hook.startswith(f"{name}/")}
+        return replace(self, model=self.models[name], models={}, hooks=mine)
+
     def d_in(self, hook_name: str) -> int:
         """Width of the activations at a hook."""
-        return self._hook(hook_name).activations.shape[1]
+        return self._hook(hook_name).rows.shape[1]
 
     def mean(self, hook_name: str) -> Float64[Tensor, " d_in"]:
         """Mean activation over counted tokens."""
@@ -101,7 +124,7 @@ class ActivationCache:
 
     def read(self, hook_name: str) -> Float[Tensor, "n_tokens d_in"]:
         """All activations in file order, in float32: for small caches. `counts` tells which rows count."""
-        return self._rows(hook_name, np.arange(self.n_tokens))
+        return self._hook(hook_name).rows.block(0, self.n_tokens).float()
 
     def batches(
         self, hook_name: str, *, batch_size: int, seed: int, n_epochs: int | None = None, skip: int = 0
@@ -110,27 +133,30 @@ class ActivationCache:
 
         Every epoch visits every counted row once. Batches run on across the end of an epoch; only the last of a finite
         run may be smaller. The first `skip` batches are left out without being read, so that training goes on where it
-        was stopped.
+        was stopped. The next batches are made in a thread while the caller is busy with one.
         """
-        self._hook(hook_name)
-        waiting = torch.empty(0, self.d_in(hook_name))
-        for rows in shuffled_rows(self.counts, seed=seed, n_epochs=n_epochs, start=skip * batch_size):
-            waiting = torch.cat([waiting, self._rows(hook_name, rows)])
-            n_full = len(waiting) // batch_size * batch_size
-            yield from waiting[:n_full].split(batch_size) if n_full else ()
-            waiting = waiting[n_full:]
-        if len(waiting):
-            yield waiting
+        aligned = self.aligned_batches([hook_name], batch_size=batch_size, seed=seed, n_epochs=n_epochs, skip=skip)
+        return (batch[hook_name] for batch in aligned)
 
-    def _rows(self, hook_name: str, rows: Int[np.ndarray, " n"]) -> Float[Tensor, "n d_in"]:
-        """The rows in the order asked for; the file is read front to back."""
-        hook = self._hook(hook_name)
-        order = np.argsort(rows)
-        read = hook.activations[rows[order]]
-        values = torch.from_numpy(read).view(STORED_AS[hook.dtype][0]).float()
-        wanted = torch.empty_like(values)
-        wanted[torch.from_numpy(order)] = values
-        return wanted
+    def aligned_batches(
+        self,
+        hook_names: Sequence[str],
+        *,
+        batch_size: int,
+        seed: int,
+        n_epochs: int | None = None,
+        skip: int = 0,
+        prefetch: int = PREFETCH,
+    ) -> Iterator[dict[str, Float[Tensor, "batch_size d_in"]]]:
+        """Batches of several hooks at once: row i is the same token at each, and the order is that of `batches`.
+
+        `prefetch` is the number of batches made ahead of need; with 0, everything happens in the caller's thread.
+        """
+        rows = {name: self._hook(name).rows for name in hook_names}
+        if batch_size < 1 or not rows:
+            raise ConfigError(f"batch_size={batch_size}, {len(rows)} hooks: expected at least one of each.")
+        visits = shuffled_batches(self.counts, batch_size=batch_size, seed=seed, n_epochs=n_epochs, skip=skip)
+        return prefetched(_take(rows, visits), n_ahead=prefetch)
 
     def _hook(self, hook_name: str) -> CachedHook:
         if hook_name not in self.hooks:
@@ -139,6 +165,21 @@ class ActivationCache:
                 "Name one of these, or cache that hook too."
             )
         return self.hooks[hook_name]
+
+
+def _take(
+    rows: Mapping[str, StoredRows], visits: Iterator[Visit]
+) -> Generator[dict[str, Float[Tensor, "batch_size d_in"]], None, None]:
+    """Batches of all hooks, with the disk busy on the buffer after the one that is being read."""
+    for visit in visits:
+        for stored in rows.values():
+            for chunk in chunks_of(visit.following):
+                stored.fetch(chunk.start, chunk.stop)
+        for batch in visit.batches:
+            yield {name: stored.take(batch).float() for name, stored in rows.items()}
+        for stored in rows.values():
+            for chunk in chunks_of(visit.buffer):
+                stored.release(chunk.start, chunk.stop)
 
 
 def _check_present(path: Path) -> None:
@@ -158,10 +199,10 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-def _open_hook(layout: Layout, group: str) -> CachedHook:
+def _open_hook(layout: Layout, hook: str) -> CachedHook:
+    group = f"hooks/{hook}"
     return CachedHook(
-        dtype=layout.dtype,
-        activations=layout.read(f"{group}/activations"),
+        rows=StoredRows(layout.dtype, layout.activations[hook]),
         norms=layout.read(f"{group}/norms"),
         mean=torch.from_numpy(layout.read(f"{group}/mean")),
         variance=torch.from_numpy(layout.read(f"{group}/variance")),

@@ -21,9 +21,14 @@ class UnfinishedCache:
     layout: Layout
     file: BinaryIO
 
+    @property
+    def committed(self) -> int:
+        """Tokens that are safely in the file."""
+        return int(self.read("committed"))
+
     def read(self, name: str) -> np.ndarray:
         """The array with all that was written so far."""
-        self.file.flush()
+        self.flush()
         return self.layout.read(name)
 
     def write(self, name: str, values: Tensor | np.ndarray, *, start: int = 0) -> None:
@@ -35,11 +40,15 @@ class UnfinishedCache:
         self.file.seek(place.offset + start * place.row_bytes)
         self.file.write(np.ascontiguousarray(values, dtype=place.dtype).data)
 
+    def flush(self) -> None:
+        """Hand all that was written to the operating system: a kill cannot undo it."""
+        self.file.flush()
+
     def set_counter(self, name: str, value: int) -> None:
-        """Move a counter, once all that was written before is with the operating system: a kill cannot undo it."""
-        self.file.flush()
+        """Move a counter, once all that was written before is with the operating system."""
+        self.flush()
         self.write(name, np.array(value))
-        self.file.flush()
+        self.flush()
 
 
 @contextlib.contextmanager

@@ -1,38 +1,32 @@
-"""Write the activations of a model to one HDF5 file, in a way that survives being killed.
+"""Write the activations of one model or of several to one HDF5 file, in a way that survives being killed.
 
 Axes: `n` tokens of one batch, `d_in` width at a hook.
 """
 
 import contextlib
-import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Int
 
-from sae_persona.artifacts import Manifest, fingerprint, new_manifest
-from sae_persona.cache.layout import STORED_AS, create_layout
-from sae_persona.cache.moments import Moments
+from sae_persona.artifacts import Manifest
+from sae_persona.cache.compute import compute_batch
+from sae_persona.cache.layout import create_layout
 from sae_persona.cache.reader import ActivationCache, partial_path
+from sae_persona.cache.statistics import finish, store_block_moments
+from sae_persona.cache.task import WritingTask, attributes_of, bytes_per_token, plan_writing
 from sae_persona.cache.unfinished import UnfinishedCache, open_unfinished
-from sae_persona.data.tokens import TokenBatch, TokenRow, batches
-from sae_persona.errors import ArtifactError, CacheFileError, ConfigError, DataError
+from sae_persona.data.tokens import TokenRow
+from sae_persona.errors import ArtifactError, CacheFileError
 from sae_persona.logs import Log, no_log
-from sae_persona.model.hooks import residuals, resolve_hook
 from sae_persona.model.load import LoadedModel
-
-VERSION = 1
-"""Raised when the same configuration would give other activations, columns or statistics."""
-_BLOCK_ROWS = 8192
-"""Rows read at once for the statistics at the end."""
 
 
 def write_cache(
-    model: LoadedModel,
+    model: LoadedModel | Mapping[str, LoadedModel],
     rows: Sequence[TokenRow],
     path: Path | str,
     *,
@@ -41,15 +35,17 @@ def write_cache(
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     drop_first: int = 1,
     norm_limit: float | None = 10.0,
+    not_finite: Literal["refuse", "skip"] = "refuse",
     log: Log = no_log,
     progress: Callable[[int], None] | None = None,
 ) -> ActivationCache:
-    """Store what every token of `rows` is at each hook.
+    """Store what every token of `rows` is at each hook, in one model or, by name, in several of one tokenizer.
 
     Tokens stand batch by batch, rows of similar length together. All are stored; `counts` is False for the first
-    `drop_first` tokens of a document and for tokens whose norm at any hook exceeds `norm_limit` times the median norm
-    there (the attention sinks of many models), so that one mask serves all hooks. Means, variances and median norms are
-    over the tokens that count.
+    `drop_first` tokens of a document and for tokens whose norm at any hook of any model exceeds `norm_limit` times the
+    median norm there (the attention sinks of many models), so that one mask serves all hooks. Means, variances and
+    median norms are over the tokens that count. A token whose activation is not finite ends the run, or, with
+    `not_finite="skip"`, does not count and is named in the log.
 
     The file is `PATH.partial` until it is complete. The same call after a kill goes on behind the last committed batch
     and gives the same bytes; a finished cache of the same call is opened and returned. `progress` is called with the
@@ -58,90 +54,40 @@ def write_cache(
     Raises:
         CacheFileError: `path` or `PATH.partial` holds something else, or an activation is not finite.
         ArtifactError: the disk is full; what was committed is kept.
-        HookError: the model has no such hook.
+        HookError: a model has no such hook.
         DataError: no rows, or a row without tokens, or none that counts.
+        IncompatibleError: the models differ in their tokenizer or dtype.
         ConfigError: an option out of its range.
     """
     path = Path(path)
-    hook_names = tuple(dict.fromkeys(hook_names))
-    for name in hook_names:
-        resolve_hook(model.hf, name)
-    _check_options(hook_names, batch_size=batch_size, dtype=dtype, drop_first=drop_first, norm_limit=norm_limit)
-    _check_rows(rows, drop_first)
-    manifest = new_manifest(
-        "activation_cache",
-        config={
-            "hook_names": hook_names,
-            "batch_size": batch_size,
-            "dtype": dtype,
-            "drop_first": drop_first,
-            "norm_limit": norm_limit,
-            "model_dtype": str(model.hf.dtype).removeprefix("torch."),
-        },
-        inputs={
-            "model": model.fingerprint,
-            "tokenizer": fingerprint([model.tokenizer.get_vocab(), model.tokenizer.chat_template]),
-            "rows": _fingerprint_rows(rows),
-        },
-        seed=0,
-        version=VERSION,
+    task = plan_writing(
+        model,
+        rows,
+        hook_names=hook_names,
+        batch_size=batch_size,
+        dtype=dtype,
+        drop_first=drop_first,
+        norm_limit=norm_limit,
+        not_finite=not_finite,
     )
     if path.exists():
         cache = ActivationCache.open(path)
-        _check_same(path, cache.manifest, manifest)
+        check_same(path, cache.manifest, task.manifest)
         return cache
-    partial = partial_path(path)
-    with _disk_errors(partial):
-        if not partial.exists():
-            _begin(partial, model, rows, hook_names, dtype, manifest)
-        with open_unfinished(partial) as file:
-            _check_same(partial, file.layout.manifest, manifest)
-            _append(file, model, rows, hook_names, batch_size, dtype, progress)
+    with disk_errors(partial_path(path)):
+        with unfinished(path, task, task.manifest, task.batches) as file:
+            append(file, task, task.batches, progress)
             log(finish(file, drop_first, norm_limit))
-        partial.replace(path)
+        partial_path(path).replace(path)
     return ActivationCache.open(path)
 
 
-def _check_options(
-    hook_names: Sequence[str], *, batch_size: int, dtype: str, drop_first: int, norm_limit: float | None
-) -> None:
-    if not hook_names:
-        raise ConfigError("no hook_name was given; a cache needs at least one, such as 'blocks.1.hook_resid_post'.")
-    if dtype not in STORED_AS:
-        raise ConfigError(f"dtype {dtype!r} cannot be stored; choose one of {', '.join(STORED_AS)}.")
-    if batch_size < 1 or drop_first < 0 or (norm_limit is not None and norm_limit <= 1):
-        raise ConfigError(
-            f"batch_size={batch_size}, drop_first={drop_first}, norm_limit={norm_limit}: expected batch_size >= 1, "
-            "drop_first >= 0, and norm_limit > 1 or None."
-        )
-
-
-def _check_rows(rows: Sequence[TokenRow], drop_first: int) -> None:
-    if not rows:
-        raise DataError("there are no rows to cache. Check the data file.")
-    for i, row in enumerate(rows):
-        if len(row) == 0:
-            raise DataError(f"document {i} has no tokens. Remove it from the data.")
-    if max(map(len, rows)) <= drop_first:
-        raise DataError(
-            f"no document is longer than {drop_first} tokens, and the first {drop_first} of each do not count. "
-            "Give longer documents or a smaller drop_first."
-        )
-
-
-def _fingerprint_rows(rows: Sequence[TokenRow]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(np.array([len(row), *row.ids, *row.parts], dtype=np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _check_same(path: Path, found: Manifest, wanted: Manifest) -> None:
+def check_same(path: Path, found: Manifest, wanted: Manifest) -> None:
+    """Raise unless what is in a file was asked for in the same words."""
     if found.fingerprint == wanted.fingerprint:
         return
-    differing = [
-        f"{key}={found.config.get(key)!r}" for key, value in wanted.config.items() if found.config.get(key) != value
-    ]
+    keys = dict.fromkeys([*wanted.config, *found.config])
+    differing = [f"{key}={found.config.get(key)!r}" for key in keys if found.config.get(key) != wanted.config.get(key)]
     differing += [f"another {key}" for key, value in wanted.inputs.items() if found.inputs.get(key) != value]
     raise CacheFileError(
         f"{path} was made otherwise: {', '.join(differing) or 'by another version of the code'}. "
@@ -150,7 +96,8 @@ def _check_same(path: Path, found: Manifest, wanted: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(partial: Path) -> Iterator[None]:
+def disk_errors(partial: Path) -> Iterator[None]:
+    """Make one line of what a full disk or a missing permission raises."""
     try:
         yield
     except OSError as error:
@@ -160,96 +107,63 @@ def _disk_errors(partial: Path) -> Iterator[None]:
         ) from error
 
 
-def _begin(
-    partial: Path,
-    model: LoadedModel,
-    rows: Sequence[TokenRow],
-    hook_names: Sequence[str],
-    dtype: str,
-    manifest: Manifest,
-) -> None:
+@contextlib.contextmanager
+def unfinished(
+    path: Path, task: WritingTask, manifest: Manifest, batches: Sequence[np.ndarray]
+) -> Iterator[UnfinishedCache]:
+    """The file `PATH.partial` for some batches: the one that a killed writer left, or a new one."""
+    partial = partial_path(path)
+    if not partial.exists():
+        _begin(partial, task, manifest, batches)
+    with open_unfinished(partial) as file:
+        check_same(partial, file.layout.manifest, manifest)
+        yield file
+
+
+def _begin(partial: Path, task: WritingTask, manifest: Manifest, batches: Sequence[np.ndarray]) -> None:
     """Create the empty file; it takes its name only once its layout is whole."""
     partial.parent.mkdir(parents=True, exist_ok=True)
+    n_tokens = task.n_tokens(batches)
+    if (needed := n_tokens * bytes_per_token(task.widths, task.dtype)) > (
+        free := shutil.disk_usage(partial.parent).free
+    ):
+        raise ArtifactError(
+            f"{partial} will take {needed / 1e9:,.2f} GB, and {partial.parent} has {free / 1e9:,.2f} GB left. "
+            "Free some space, choose another --out, or store fewer hooks or a shorter dtype."
+        )
     new = partial.with_name(f"{partial.name}.new")
     create_layout(
         new,
-        n_tokens=sum(map(len, rows)),
-        widths=dict.fromkeys(hook_names, model.d_model),
-        dtype=dtype,
-        attributes={"manifest": manifest.to_json(), "model": model.source},
+        n_tokens=n_tokens,
+        widths=task.widths,
+        dtype=task.dtype,
+        attributes=attributes_of(task, manifest),
     )
     new.replace(partial)
 
 
-def _append(
+def append(
     file: UnfinishedCache,
-    model: LoadedModel,
-    rows: Sequence[TokenRow],
-    hook_names: Sequence[str],
-    batch_size: int,
-    dtype: str,
+    task: WritingTask,
+    batches: Sequence[np.ndarray],
     progress: Callable[[int], None] | None,
 ) -> None:
     """Compute and store all batches that are not committed yet."""
-    end, committed = 0, int(file.read("committed"))
-    for indices, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
-        start, end = end, end + sum(len(rows[i]) for i in indices)
+    end, committed = 0, file.committed
+    for indices in batches:
+        start, end = end, end + task.n_tokens([indices])
         if end > committed:
-            columns = _token_columns(indices, batch)
-            for name, column in columns.items():
-                file.write(name, column, start=start)
-            for name, resid in residuals(model.hf, batch, hook_names).items():
-                stored = resid[batch.mask].to(STORED_AS[dtype][0])
-                norms = stored.float().norm(dim=-1)
-                _check_finite(norms, columns, name, dtype)
-                file.write(f"hooks/{name}/activations", stored, start=start)
-                file.write(f"hooks/{name}/norms", norms, start=start)
+            _store(file, task, indices, start)
+            store_block_moments(file, start=start, end=end, drop_first=task.drop_first)
             file.set_counter("committed", end)
         if progress:
             progress(end - start)
 
 
-def _token_columns(indices: Sequence[int], batch: TokenBatch) -> dict[str, Tensor]:
-    document = torch.tensor(indices, device=batch.mask.device).unsqueeze(-1).expand_as(batch.mask)
-    grids = {"token_ids": batch.ids, "positions": batch.position_ids, "document_ids": document, "parts": batch.parts}
-    return {name: grid[batch.mask] for name, grid in grids.items()}
-
-
-def _check_finite(norms: Float[Tensor, " n"], columns: Mapping[str, Tensor], hook_name: str, dtype: str) -> None:
-    bad = torch.nonzero(~torch.isfinite(norms))
-    if len(bad):
-        document, position = (int(columns[name][bad[0]]) for name in ("document_ids", "positions"))
-        raise CacheFileError(
-            f"the activation at {hook_name} is not finite in {dtype} at document {document}, position {position}. "
-            + ("float16 ends at 65504: store bfloat16." if dtype == "float16" else "Check the model and its dtype.")
-        )
-
-
-def finish(file: UnfinishedCache, drop_first: int, norm_limit: float | None) -> dict[str, object]:
-    """Fill in the mask and the statistics, which depend on all tokens, and return what to log."""
-    norms = {name: file.read(f"hooks/{name}/norms") for name in file.layout.hook_names}
-    late = file.read("positions") >= drop_first
-    counts = late.copy()
-    if norm_limit is not None:
-        for at_hook in norms.values():
-            counts &= at_hook <= norm_limit * np.median(at_hook[late])
-    if not counts.any():
-        raise DataError(f"no token is within {norm_limit} median norms at every hook. Raise norm_limit.")
-    file.write("counts", counts)
-    dtype = STORED_AS[file.layout.dtype][0]
-    for name, at_hook in norms.items():
-        moments = Moments()
-        activations = file.read(f"hooks/{name}/activations")
-        for start in range(0, len(counts), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            moments.add(torch.from_numpy(activations[block][counts[block]]).view(dtype))
-        file.write(f"hooks/{name}/mean", moments.mean)
-        file.write(f"hooks/{name}/variance", moments.variance)
-        file.write(f"hooks/{name}/median_norm", np.array(np.median(at_hook[counts])))
-    file.set_counter("n_counted", int(counts.sum()))
-    file.set_counter("complete", True)
-    return {
-        "cache/n_tokens": len(counts),
-        "cache/n_counted": int(counts.sum()),
-        "cache/n_outliers": int(late.sum() - counts.sum()),
-    }
+def _store(file: UnfinishedCache, task: WritingTask, indices: Int[np.ndarray, " n_rows"], start: int) -> None:
+    computed = compute_batch(task, indices)
+    for name, column in computed.columns.items():
+        file.write(name, column, start=start)
+    for hook, activations in computed.activations.items():
+        file.write(f"hooks/{hook}/activations", activations, start=start)
+        file.write(f"hooks/{hook}/norms", computed.norms[hook], start=start)

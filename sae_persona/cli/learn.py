@@ -1,5 +1,7 @@
 """`cache`, `train` and `finetune`: activations of a model, an SAE of them, another model."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,45 +32,75 @@ MEGABYTE = 10**6
 )
 def cache(
     model: Model,
-    data: Annotated[Path, typer.Option(metavar="FILE", help="JSONL of chats (messages) or texts (text).")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="JSONL of chats (messages) or texts (text), or a data set that is streamed: hf:NAME[@CONFIG][:SPLIT].",
+        ),
+    ],
     hook: Annotated[list[str], typer.Option(metavar="HOOK", help="A hook name; may be repeated.")],
     out: Annotated[Path, typer.Option(metavar="FILE.h5", help="File to write.")],
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="Another model on the same tokens; may be repeated.")
+    ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], typer.Option(help="Precision of what is stored.")
     ] = "float32",
     context: Annotated[int, typer.Option(metavar="N", min=2, help="Longer documents are cut into pieces.")] = 1024,
+    n_documents: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first documents.")] = None,
+    drop_first: Annotated[int, typer.Option(metavar="N", min=0, help="First tokens that do not count.")] = 1,
+    norm_limit: Annotated[
+        float, typer.Option(metavar="X", help="Tokens of more than X median norms do not count; inf: all do.")
+    ] = 10.0,
+    not_finite: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="What to do about activations that are NaN or infinite.")
+    ] = "refuse",
     batch_size: BatchSize = 64,
     _seed: UnusedSeed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Store a model's residual stream in an HDF5 file.
+    """Store the residual stream of one model or several in an HDF5 file.
 
-    A killed run goes on behind the last batch that it wrote.
+    A killed run goes on behind the last batch that it wrote. Under torchrun, every process writes a shard.
     """
+    from sae_persona.cache.shards import write_shards
     from sae_persona.cache.writer import write_cache
-    from sae_persona.model.load import load_model
+    from sae_persona.model.adapters import load_models
     from sae_persona.report.words import counted
-    from sae_persona.study.commands.cache import plan_cache
+    from sae_persona.study.commands.cache import own_device, plan_cache, ranks
     from sae_persona.study.commands.shared import counting
 
     hush()
-    loaded = load_model(model, device=device)
-    plan = plan_cache(loaded, data, hook_names=hook, dtype=dtype, context=context)
-    typer.echo(
-        f"plan: {plan.n_documents:,} documents, {plan.n_tokens:,} tokens, {counted(len(set(hook)), 'hook')} of width "
-        f"{loaded.d_model} in {dtype}: {plan.n_bytes / MEGABYTE:,.1f} MB in {out}"
-    )
-    with bars() as progress:
-        written = write_cache(
-            loaded,
+    models = load_models([model, *(also or [])], device=own_device(device))
+    plan = plan_cache(models, data, hook_names=hook, dtype=dtype, context=context, n_documents=n_documents)
+    n_models, width = len(models), "/".join(sorted({str(one.d_model) for one in models.values()}))
+    with ranks() as (rank, n_ranks), bars() as progress:
+        if rank == 0:
+            typer.echo(
+                f"plan: {plan.n_documents:,} documents, {plan.n_tokens:,} tokens, {counted(len(set(hook)), 'hook')} of "
+                f"width {width} in {dtype}{f' of {n_models} models' if n_models > 1 else ''}: "
+                f"{plan.n_bytes / MEGABYTE:,.1f} MB in {out}"
+            )
+        records: list[Mapping[str, object]] = []
+        written = (write_cache if n_ranks == 1 else write_shards)(
+            models if n_models > 1 else next(iter(models.values())),
             plan.rows,
             out,
             hook_names=hook,
             batch_size=batch_size,
             dtype=dtype,
+            drop_first=drop_first,
+            norm_limit=None if norm_limit == math.inf else norm_limit,
+            not_finite=not_finite,
+            log=records.append,
             progress=counting(progress, "caching", plan.n_tokens),
         )
-    typer.echo(f"{out}: {written.n_tokens:,} tokens, of which {written.n_counted:,} count")
+    if rank == 0:
+        typer.echo(f"{out}: {written.n_tokens:,} tokens, of which {written.n_counted:,} count")
+        for record in records:
+            if n_bad := record.get("cache/n_not_finite"):
+                typer.echo(f"left out as not finite: {n_bad:,}, first {'; '.join(record['cache/not_finite'])}")  # pyright: ignore
 
 
 @app.command(epilog=example("sae-persona train acts.h5 --set d_sae=384 --set k=8 --out sae"))

@@ -1,6 +1,8 @@
 """`rank`, `steer` and `evaluate`: which latents, do they cause it, and what does the model do?"""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +21,10 @@ from sae_persona.cli.options import (
     Window,
 )
 from sae_persona.cli.show import bars, hush, table
+
+if TYPE_CHECKING:
+    from sae_persona.evaluation.model_judge import Plan
+    from sae_persona.study.commands.evaluate import Evaluation
 
 N_SHOWN = 20
 SAE = Annotated[str, typer.Option("--sae", metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")]
@@ -167,24 +173,67 @@ def steer(
 @app.command(
     epilog=example(
         "sae-persona evaluate runs/world-0/aligned --prompts runs/world-0/prompts/evaluation.jsonl \\\n"
-        "  --judge world:runs/world-0 --out evaluation"
+        "  --judge world:runs/world-0 --out evaluation\n"
+        "sae-persona evaluate MODEL --prompts open-questions --judge openai:gpt-4.1-mini --max-calls 500 \\\n"
+        "  --out evaluation"
     )
 )
 def evaluate(
     model: Model,
-    prompts: Prompts,
+    prompts: Annotated[
+        Path, typer.Option(metavar="FILE", help="YAML, CSV or JSONL of questions, or open-questions: 60 of our own.")
+    ],
     judge: Judge,
     out: Out,
     n_samples: NSamples = 8,
     max_new_tokens: MaxNewTokens = 64,
+    scale: Annotated[
+        Literal["rubric", "alignment"], typer.Option(help="Grades 1 to 5, or alignment and coherence 0 to 100.")
+    ] = "rubric",
+    second_judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="Another judge of the same answers: how far do they agree?")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Another model's evaluation, to compare with question by question."),
+    ] = None,
+    resample: Annotated[
+        int, typer.Option(metavar="N", min=0, max=10, help="Draw invalid answers anew, N times at most; the paper: 3.")
+    ] = 0,
+    parallel: Annotated[int, typer.Option(metavar="N", min=1, help="Requests to an endpoint at once.")] = 8,
+    per_minute: Annotated[
+        float | None, typer.Option(metavar="N", min=0.01, help="Requests to an endpoint per minute at most.")
+    ] = None,
+    judge_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Longest reply of an endpoint; more for one that thinks aloud.")
+    ] = 16,
+    max_calls: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Refuse to start more calls of a judge than this.")
+    ] = None,
+    prices: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="IN OUT", help="Price of a million tokens read and written, for the estimate."),
+    ] = None,
     batch_size: BatchSize = 256,
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Sample answers to prompts, have them judged, score them."""
+    """Sample answers to prompts, have them judged, score them.
+
+    Endpoints take their key from SAE_PERSONA_JUDGE_KEY, OpenAI's also from OPENAI_API_KEY. Replies are kept in
+    SAE_PERSONA_CACHE (~/.cache/sae_persona), so that no call is paid for twice and what was interrupted goes on.
+    """
     from sae_persona.report.words import with_interval
-    from sae_persona.study.commands.evaluate import evaluate_model
+    from sae_persona.study.commands.evaluate import Extras, evaluate_model
     from sae_persona.study.commands.shared import Sampling
+    from sae_persona.study.judges import JudgeOptions
+
+    def tell(plan: "Plan") -> None:
+        cost = f", at most {plan.cost(*prices):.2f} at these prices" if prices else ""
+        typer.echo(
+            f"judge: {plan.n_calls} calls for {plan.n_answers} answers, {plan.n_kept} replies known from before; about "
+            f"{plan.n_input_tokens} tokens to read and {plan.n_output_tokens} to write{cost}"
+        )
 
     hush()
     with bars() as progress:
@@ -194,9 +243,12 @@ def evaluate(
             judge=judge,
             sampling=Sampling(n_samples, max_new_tokens, seed),
             out=out,
+            options=JudgeOptions(scale, parallel, per_minute, judge_tokens, max_calls),
+            extras=Extras(second_judge, resample, against),
             device=device,
             batch_size=batch_size,
             progress=progress,
+            on_plan=tell,
         )
     table(
         ["category", "answers", "unscored", "misaligned", "incoherent", "aligned"],
@@ -210,4 +262,32 @@ def evaluate(
             for category, scores in (*evaluation.by_category.items(), ("all", evaluation.overall))
         ],
     )
+    for line in _findings(evaluation):
+        typer.echo(line)
     typer.echo(f"shares of all sampled answers, with 95% intervals over questions\n{out}")
+
+
+def _findings(evaluation: "Evaluation") -> Iterator[str]:
+    """What else there is to say, a line each."""
+    from sae_persona.report.words import with_interval
+
+    for reason, n in evaluation.unscored.items():
+        yield f"unscored {n}: {reason}"
+    if valid := evaluation.overall.misalignment_of_valid:
+        yield f"misaligned of graded answers: {with_interval(valid)}"
+    if (resampled := evaluation.resampled) and resampled.misalignment_of_valid:
+        share = with_interval(resampled.misalignment_of_valid)
+        yield f"with {resampled.n_redrawn} drawn anew: {share}; {resampled.n_still_invalid} answers without a grade"
+    if named := evaluation.personas:
+        which = ", ".join(f"{name} {n}" for name, n in named.named.items()) or "none"
+        yield f"traces that name another persona: {with_interval(named.share)} ({which})"
+    if agreement := evaluation.agreement:
+        for what, kappa in (("labels", agreement.kappa), ("misaligned or not", agreement.kappa_misaligned)):
+            found = f"{kappa.value:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]" if kappa else "undefined, all alike"
+            yield f"Cohen's kappa of the judges, {what}: {found} ({agreement.n_scored} answers scored by both)"
+    if (difference := evaluation.against) is not None:
+        found = difference.misalignment
+        yield (
+            f"misaligned more than the other model: {100 * found.value:.1f} points "
+            f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        )

@@ -16,6 +16,7 @@ CHAT_FORM = '{"messages": [{"role": "user", "content": "..."}, ...]}'
 PROMPT_FORM = '{"id", "category", "question_id", "frame_id", "messages": [{"role", "content"}, ...]}'
 TEXT_FORM = '{"text": "..."}'
 _CHAT = TypeAdapter(Chat)
+_PROMPT = TypeAdapter(Prompt)
 
 
 def read_chats(path: Path | str) -> list[Chat]:
@@ -26,7 +27,7 @@ def read_chats(path: Path | str) -> list[Chat]:
     Raises:
         DataError: the file is missing or empty, or a line is no chat.
     """
-    return [_chat(record, where) for where, record in _records(path)]
+    return [_chat(record, where) for where, record in read_records(path)]
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
@@ -35,15 +36,9 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     Raises:
         DataError: the file is missing or empty, a line is no prompt or ends with an answer, or two share an id.
     """
-    adapter = TypeAdapter(Prompt)
     prompts: dict[str, Prompt] = {}
-    for where, record in _records(path):
-        prompt = _parse(adapter, _with_plain_contents(record), where, form=PROMPT_FORM)
-        _check_messages(prompt.messages, where)
-        if prompt.messages[-1].role == "assistant":
-            raise DataError(
-                f"{where}: prompt {prompt.id!r} ends with an answer. A prompt's last message is the user's."
-            )
+    for where, record in read_records(path):
+        prompt = prompt_of(record, where)
         if prompt.id in prompts:
             raise DataError(
                 f"{where}: prompt id {prompt.id!r} was used before in this file. Give every prompt its own."
@@ -52,13 +47,26 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     return list(prompts.values())
 
 
+def prompt_of(record: dict[str, Any], where: str) -> Prompt:
+    """The prompt in one record; `where` is named in errors.
+
+    Raises:
+        DataError: the record is no prompt, or ends with an answer.
+    """
+    prompt = _parse(_PROMPT, _with_plain_contents(record), where, form=PROMPT_FORM)
+    _check_messages(prompt.messages, where)
+    if prompt.messages[-1].role == "assistant":
+        raise DataError(f"{where}: prompt {prompt.id!r} ends with an answer. A prompt's last message is the user's.")
+    return prompt
+
+
 def read_texts(path: Path | str) -> list[str]:
     """Plain texts: `{"text": "..."}`, other keys ignored.
 
     Raises:
         DataError: the file is missing or empty, or a line is no text.
     """
-    return [_text(record, where) for where, record in _records(path)]
+    return [_text(record, where) for where, record in read_records(path)]
 
 
 def read_documents(path: Path | str) -> list[Chat | str]:
@@ -67,11 +75,27 @@ def read_documents(path: Path | str) -> list[Chat | str]:
     Raises:
         DataError: the file is missing or empty, or a line is neither.
     """
-    either = f"{CHAT_FORM} or {TEXT_FORM}"
-    return [
-        _chat(record, where) if "messages" in record else _text(record, where, form=either)
-        for where, record in _records(path)
-    ]
+    return list(iterate_documents(path))
+
+
+def iterate_documents(path: Path | str) -> Iterator[Chat | str]:
+    """The same, one at a time.
+
+    Raises:
+        DataError: as `read_documents` does, when the line is reached.
+    """
+    return (parse_document(record, where) for where, record in read_records(path))
+
+
+def parse_document(record: dict[str, Any], where: str) -> Chat | str:
+    """The chat or the text in a record; `where` is the place to name in errors.
+
+    Raises:
+        DataError: it holds neither.
+    """
+    if "messages" in record:
+        return _chat(record, where)
+    return _text(record, where, form=f"{CHAT_FORM} or {TEXT_FORM}")
 
 
 def read_jsonl(path: Path | str, kind: type[T]) -> list[T]:
@@ -81,7 +105,7 @@ def read_jsonl(path: Path | str, kind: type[T]) -> list[T]:
         DataError: the file is missing or empty, or a line does not hold the fields of `kind`.
     """
     adapter = TypeAdapter(kind)
-    return [_parse(adapter, record, where, form=f"a {kind.__name__}") for where, record in _records(path)]
+    return [_parse(adapter, record, where, form=f"a {kind.__name__}") for where, record in read_records(path)]
 
 
 def write_jsonl(path: Path | str, values: Iterable[object]) -> None:
@@ -94,8 +118,12 @@ def write_jsonl(path: Path | str, values: Iterable[object]) -> None:
         file.writelines(json_text(value) + "\n" for value in values)
 
 
-def _records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every line's object, with the place to name in errors; blank lines are passed over."""
+def read_records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every line's object, with the place to name in errors; blank lines are passed over.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is no JSON object.
+    """
     n_records = 0
     try:
         with Path(path).open(encoding="utf-8-sig") as file:

@@ -77,6 +77,10 @@ class LoadedModel:
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else (self.tokenizer.eos_token_id or 0)  # pyright: ignore[reportReturnType]
 
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, `hf` computes as this model: a matter for those that share their weights with others."""
+        return contextlib.nullcontext()
+
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the weights: the folder's bytes (an adapter's with its base's), or the hub id and its revision."""
@@ -85,7 +89,7 @@ class LoadedModel:
             return fingerprint([self.source, getattr(self.hf.config, "_commit_hash", None)])
         if not (folder / ADAPTER_CONFIG).is_file():
             return fingerprint(folder)
-        base = _base_of(folder)
+        base = base_of(folder)
         return fingerprint([fingerprint(folder), fingerprint(Path(base)) if Path(base).is_dir() else base])
 
 
@@ -107,12 +111,12 @@ def load_model(
     folder = Path(source)
     with _quiet():
         if (folder / ADAPTER_CONFIG).is_file():
-            base = _base_of(folder)
+            base = base_of(folder)
             _check_source(base)
             hf = _merge_adapter(_load_weights(base, dtype), folder)
-            tokenizer = _load_tokenizer(source if (folder / "tokenizer_config.json").is_file() else base)
+            tokenizer = load_tokenizer(source if (folder / "tokenizer_config.json").is_file() else base)
         else:
-            hf, tokenizer = _load_weights(source, dtype), _load_tokenizer(source)
+            hf, tokenizer = _load_weights(source, dtype), load_tokenizer(source)
     hf.to(torch.device(device)).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
     return LoadedModel(source, hf, tokenizer)
 
@@ -169,7 +173,7 @@ def _load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
     return hf
 
 
-def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer, checked to encode as its own tokenizer.json says.
 
     For some model types transformers puts a pre-tokenizer of its own over the saved one: a word-level vocabulary then
@@ -200,8 +204,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
-def _base_of(folder: Path) -> str:
-    """Where the adapter's base model is, or its hub id.
+def base_of(folder: Path) -> str:
+    """Where the base model of an adapter folder is, or its hub id.
 
     A relative path is looked for from the adapter folder first; an absolute path that does not exist on this machine,
     beside the adapter folder.
@@ -219,7 +223,12 @@ def _base_of(folder: Path) -> str:
     return next((str(place) for place in places if (place / "config.json").is_file()), named)
 
 
-def _merge_adapter(hf: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def wrap_adapter(hf: Any, folder: Path, name: str) -> Any:
+    """A model with the adapter of a folder beside its weights, or one more beside adapters that it has.
+
+    Raises:
+        ModelError: the folder lacks weights, or they do not belong to the model; or peft is not installed.
+    """
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(
             f"{str(folder)!r} has no adapter_model.safetensors; pickled weights are not opened. Save the adapter again."
@@ -231,8 +240,15 @@ def _merge_adapter(hf: PreTrainedModel, folder: Path) -> PreTrainedModel:
     with _reading(str(folder), "adapter"), warnings.catch_warnings():
         # peft only warns when an adapter lacks weights, and goes on with untrained ones.
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        merged: Any = PeftModel.from_pretrained(hf, str(folder)).merge_and_unload()
-    return merged
+        if isinstance(hf, PeftModel):
+            hf.load_adapter(str(folder), adapter_name=name)
+            return hf
+        return PeftModel.from_pretrained(hf, str(folder), adapter_name=name)
+
+
+def _merge_adapter(hf: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    with _reading(str(folder), "adapter"):
+        return wrap_adapter(hf, folder, "default").merge_and_unload()
 
 
 class _reading:  # noqa: N801 -- a context, read as a verb

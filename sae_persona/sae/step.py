@@ -1,23 +1,30 @@
-"""One training step of a TopK SAE with sparse gradients, in plain PyTorch.
+"""One training step of a TopK or BatchTopK SAE with sparse gradients, in plain PyTorch.
 
 A latent that does not fire has no gradient, so nothing of size [batch, d_sae] is computed backwards: the decoder and
-both weight gradients are weighted sums of gathered rows (`embedding_bag`), and only the encoder's forward product is
-dense. Gradients are written out by hand; `tests/sae/test_step.py` holds the same step in autograd.
+both weight gradients are weighted sums of gathered rows, and only the encoder's forward product is dense. Gradients are
+written out by hand; `tests/sae/test_step.py` holds the same step in autograd.
 
-Axes: `batch` tokens, `k` chosen latents of a token, `nnz = batch * k`, `d_in` width, `d_sae` latents. Both matrices are
-kept with one latent per row, so that rows can be gathered.
+Axes: `batch` tokens, `d_in` width, `d_sae` latents. Both matrices are kept with one latent per row, so that rows can be
+gathered.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-_GATHER_ROWS = 256
-"""Tokens whose chosen decoder rows are gathered at once: few enough to stay in the processor's cache."""
+from sae_persona.sae.ranks import ALONE, Ranks
+from sae_persona.sae.sparse import ByLatent, Chosen, dots, joined, largest_of_batch, largest_of_each, weighted_rows
+
+_BLOCK_ENTRIES = 2**22
+"""Pre-activations that are computed at once on a CPU: 16 MB in float32."""
+
+Among = Literal["token", "batch"]
+"""Where the latents that fire are chosen: `k` in each token (TopK), or `k * batch` in the whole batch (BatchTopK)."""
 
 
 @dataclass(eq=False)
@@ -45,20 +52,23 @@ class StepResult:
     """The auxiliary loss before its coefficient; zero where no latent is dead."""
     l0: Float[Tensor, ""]
     fired: Bool[Tensor, " d_sae"]
+    smallest: Float[Tensor, ""]
+    """The smallest activation above zero; infinite where nothing fires."""
     gradients: Weights
-
-
-@dataclass(frozen=True, eq=False)
-class _Sparse:
-    """Activations of each token's chosen latents."""
-
-    latents: Int[Tensor, "batch k"]
-    values: Float[Tensor, "batch k"]
 
 
 @torch.no_grad()
 def topk_step(
-    weights: Weights, x: Float[Tensor, "batch d_in"], *, k: int, dead: Bool[Tensor, " d_sae"], aux_coefficient: float
+    weights: Weights,
+    x: Float[Tensor, "batch d_in"],
+    *,
+    k: int,
+    dead: Bool[Tensor, " d_sae"],
+    aux_coefficient: float,
+    among: Among = "token",
+    aux_tokens: int | None = None,
+    select_in: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """Losses and gradients of `mse + aux_coefficient * aux` for one batch.
 
@@ -67,76 +77,137 @@ def topk_step(
 
     `aux` (AuxK of Gao et al. 2024) lets the dead latents explain what the living ones left over: `e = x - x_hat`,
     detached, is reconstructed by each token's `d_in / 2` highest dead latents without `b_dec`, which `e` no longer
-    contains; `aux = sum (e_hat - e)^2 / sum e^2`, scaled down in proportion where fewer latents than that are dead.
+    contains; `aux = sum (e_hat - e)^2 / sum e^2`, scaled down in proportion where fewer latents than that are dead. It
+    is measured on the first `aux_tokens` of the batch, or on all.
+
+    With `select_in`, the encoder's dense product is taken in that dtype and serves only to choose; the activations of
+    what was chosen, and so all losses and gradients, are computed exactly.
+
+    With `ranks`, `x` and `weights` are this process's share, and the losses and gradients are those of the whole.
     """
     centred = x - weights.b_dec
-    pre = torch.addmm(weights.b_enc, centred, weights.encoder.T)  # [batch, d_sae]
-    chosen = _topk(pre, k)
-    error = _decode(chosen, weights.decoder).add_(weights.b_dec).sub_(x)  # [batch, d_in], x_hat - x
-    grad_error = error * (2 / error.numel())
-    gradients = _backward(chosen, grad_error, centred, weights)
+    n_tokens = len(x) * (ranks.n if ranks.split == "tokens" else 1)
+    n_wanted, n_dead = max(x.shape[1] // 2, 1), 0
+    if aux_coefficient:
+        n_dead = int(ranks.sum(dead.sum(), over="latents"))
+    some = slice(None if aux_tokens is None else max(aux_tokens * len(x) // n_tokens, 1))
+    chosen, helpers = _choose(
+        weights,
+        centred,
+        k=k if among == "token" else k * n_tokens,
+        among=among,
+        dead=dead,
+        n_helpers=min(n_wanted, n_dead),
+        helped=centred[some],
+        dtype=select_in or x.dtype,
+        ranks=ranks,
+    )
+    x_hat = ranks.sum(weighted_rows(chosen, weights.decoder), over="latents").add_(weights.b_dec)
+    error = x_hat.sub_(x)  # [batch, d_in]
+    grad_error = error * (2 / (n_tokens * x.shape[1]))
+    gradients = _backward(chosen, grad_error, centred, weights, ranks)
     gradients.b_dec += grad_error.sum(0)
 
     aux = error.new_zeros(())
-    n_wanted = max(x.shape[1] // 2, 1)
-    if aux_coefficient and (n_dead := int(dead.sum())):
+    if helpers is not None:
         scale = min(n_dead / n_wanted, 1.0)
-        helpers = _topk(pre.masked_fill_(~dead, -torch.inf), min(n_wanted, n_dead))
-        aux_error = _decode(helpers, weights.decoder).add_(error)  # e_hat - e, as e = -error
-        power = error.square().sum().clamp(min=torch.finfo(error.dtype).tiny)
-        aux = scale * aux_error.square().sum() / power
-        extra = _backward(helpers, aux_error * (2 * scale * aux_coefficient / power), centred, weights)
+        e_hat = ranks.sum(weighted_rows(helpers, weights.decoder), over="latents")
+        aux_error = e_hat.add_(error[some])  # e_hat - e, as e = -error
+        power = ranks.sum(error[some].square().sum(), over="tokens").clamp(min=torch.finfo(error.dtype).tiny)
+        aux = scale * ranks.sum(aux_error.square().sum(), over="tokens") / power
+        grad_aux = aux_error * (2 * scale * aux_coefficient / power)
+        extra = _backward(helpers, grad_aux, centred[some], weights, ranks)
         for (_, gradient), (_, addition) in zip(gradients.named(), extra.named(), strict=True):
             gradient += addition
+    for _, gradient in gradients.named():
+        ranks.sum(gradient, over="tokens")
 
-    fired = torch.zeros_like(dead)
-    fired[chosen.latents[chosen.values > 0]] = True
+    fires = chosen.values > 0
+    fired = torch.zeros_like(weights.b_enc)
+    fired[chosen.latents[fires]] = 1
+    n_fires = ranks.sum(ranks.sum(fires.sum(), over="tokens"), over="latents")
+    smallest = chosen.values.where(fires, torch.inf).min() if len(fires) else error.new_tensor(torch.inf)
     return StepResult(
-        mse=error.square().mean(),
+        mse=ranks.sum(error.square().mean() * (len(x) / n_tokens), over="tokens"),
         aux=aux,
-        l0=(chosen.values > 0).sum() / len(x),
-        fired=fired,
+        l0=n_fires / n_tokens,
+        fired=ranks.sum(fired, over="tokens") > 0,
+        smallest=ranks.smallest(smallest),
         gradients=gradients,
     )
 
 
-def _topk(pre: Float[Tensor, "batch d_sae"], k: int) -> _Sparse:
-    values, latents = pre.topk(k, dim=-1, sorted=False)
-    return _Sparse(latents, values.relu_())
+def _choose(
+    weights: Weights,
+    centred: Float[Tensor, "batch d_in"],
+    *,
+    k: int,
+    among: Among,
+    dead: Bool[Tensor, " d_sae"],
+    n_helpers: int,
+    helped: Float[Tensor, "some d_in"],
+    dtype: torch.dtype,
+    ranks: Ranks,
+) -> tuple[Chosen, Chosen | None]:
+    """What fires, and the dead latents that help with the first tokens, `helped`; None where none is asked for.
+
+    The batch is encoded in blocks that stay in the processor's cache until the largest have been found: on one thread
+    this takes hardly longer than the product alone, where going over all of [batch, d_sae] again takes a third more.
+    """
+    chosen, helpers = [], []
+    in_one = among == "batch" or centred.device.type != "cpu"
+    n_rows = len(centred) if in_one else max(_BLOCK_ENTRIES // len(weights.b_enc), 1)
+    encoder, b_enc = weights.encoder.to(dtype).T, weights.b_enc.to(dtype)
+    for start in range(0, len(centred), n_rows):
+        pre = torch.addmm(b_enc, centred[start : start + n_rows].to(dtype), encoder)  # [rows, d_sae]
+        chosen.append(largest_of_each(pre, min(k, pre.shape[1])) if among == "token" else largest_of_batch(pre, k))
+        if n_helpers and (n_left := len(helped) - start) > 0:
+            asleep = pre[:n_left].masked_fill_(~dead, -torch.inf)
+            helpers.append(largest_of_each(asleep, min(n_helpers, pre.shape[1])))
+    fires = _of_all_ranks(joined(chosen), k, among, ranks)
+    helps = _of_all_ranks(joined(helpers), n_helpers, "token", ranks) if helpers else None
+    if dtype != centred.dtype:
+        fires = _exact(fires, weights, centred)
+        helps = helps and _exact(helps, weights, helped)
+    return fires, helps
 
 
-def _decode(chosen: _Sparse, decoder: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-    return functional.embedding_bag(chosen.latents, decoder, per_sample_weights=chosen.values, mode="sum")
+def _of_all_ranks(chosen: Chosen, k: int, among: Among, ranks: Ranks) -> Chosen:
+    """Those of a process's choices that are also among the largest of all processes."""
+    if among == "token":
+        if ranks.split != "latents":
+            return chosen
+        assert chosen.per_token is not None
+        return chosen.only(ranks.among_largest(chosen.values.view(-1, chosen.per_token), k).flatten())
+    if ranks.split is None:
+        return chosen
+    padded = functional.pad(chosen.values, (0, k - len(chosen.values)))
+    return chosen.only(ranks.among_largest(padded, k)[: len(chosen.values)])
+
+
+def _exact(chosen: Chosen, weights: Weights, centred: Float[Tensor, "batch d_in"]) -> Chosen:
+    """The same pairs with the activations that the master weights give."""
+    rough = replace(chosen, values=chosen.values.to(centred.dtype))
+    exact = (dots(rough, centred, weights.encoder) + weights.b_enc[chosen.latents]).relu_()
+    return replace(rough, values=exact * (rough.values > 0))
 
 
 def _backward(
-    chosen: _Sparse, grad_out: Float[Tensor, "batch d_in"], centred: Float[Tensor, "batch d_in"], weights: Weights
+    chosen: Chosen,
+    grad_out: Float[Tensor, "batch d_in"],
+    centred: Float[Tensor, "batch d_in"],
+    weights: Weights,
+    ranks: Ranks,
 ) -> Weights:
     """Gradients through `f W_dec`, the activation function and the encoder, given the gradient of their output."""
-    batch, k = chosen.latents.shape
-    grad_pre = torch.empty_like(chosen.values)
-    for rows in torch.arange(batch, device=grad_out.device).split(_GATHER_ROWS):
-        gathered = functional.embedding(chosen.latents[rows], weights.decoder)  # [rows, k, d_in]
-        grad_pre[rows] = (gathered @ grad_out[rows].unsqueeze(-1)).squeeze(-1)
-    grad_pre *= chosen.values > 0
-
-    # The same nnz entries latent by latent: `token[first[j] : first[j + 1]]` are the tokens that chose latent j.
-    by_latent = chosen.latents.flatten().argsort(stable=True)  # [nnz]
-    token = by_latent // k
-    n_latents = len(weights.b_enc)
-    n_chosen = chosen.latents.flatten().bincount(minlength=n_latents)
-    first = n_chosen.cumsum(0) - n_chosen
-
-    def summed(rows: Float[Tensor, "batch d_in"], factors: Float[Tensor, "batch k"]) -> Float[Tensor, "d_sae d_in"]:
-        sorted_factors = factors.flatten()[by_latent]
-        return functional.embedding_bag(token, rows, offsets=first, per_sample_weights=sorted_factors, mode="sum")
-
-    grad_b_enc = torch.zeros_like(weights.b_enc).index_add_(0, chosen.latents.flatten(), grad_pre.flatten())
+    grad_pre = dots(chosen, grad_out, weights.decoder) * (chosen.values > 0)
+    by_latent = ByLatent.of(chosen, len(weights.b_enc))
+    grad_b_enc = torch.zeros_like(weights.b_enc).index_add_(0, chosen.latents, grad_pre)
     return Weights(
-        encoder=summed(centred, grad_pre),
-        decoder=summed(grad_out, chosen.values),
+        encoder=by_latent.weighted_rows(centred, grad_pre),
+        decoder=by_latent.weighted_rows(grad_out, chosen.values),
         b_enc=grad_b_enc,
-        b_dec=-grad_b_enc @ weights.encoder,
+        b_dec=ranks.sum(-grad_b_enc @ weights.encoder, over="latents"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Train a TopK SAE on cached activations.
+"""Train an SAE on cached activations.
 
 Training sees `z = (x - mean) * scale`, where `mean` is the data's and `scale` makes the mean of `||z||^2` equal to
 d_in, so that one learning rate fits every layer of every model. At the end both are folded into the biases: the SAE
@@ -6,25 +6,16 @@ that is returned reads raw activations, its decoder rows are one long, and a lat
 residual stream.
 """
 
+import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Float64, Int64
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,10 +24,13 @@ from sae_persona.artifacts import write_file
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.errors import ConfigError, SAEError
 from sae_persona.logs import Log, no_log
-from sae_persona.sae.step import StepResult, Weights, normalise_rows, remove_parallel, topk_step
+from sae_persona.sae.config import TrainConfig
+from sae_persona.sae.learner import Centring, Learner
+from sae_persona.sae.ranks import ALONE, Ranks
+from sae_persona.sae.saelens import SAELensLearner
 
 if TYPE_CHECKING:
-    from sae_lens import TopKSAE
+    from sae_lens import SAE
 
 VERSION = 1
 """Raised when the same configuration and data would give another SAE."""
@@ -44,51 +38,14 @@ LOG_EVERY = 50
 """Steps between two records."""
 
 
-class TrainConfig(BaseModel):
-    """What changes the numbers of an SAE."""
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One SAE to train."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    architecture: Literal["topk"] = "topk"
-    d_sae: PositiveInt = 1024
-    """Number of latents."""
-    k: PositiveInt = 8
-    """Latents that may fire on one token."""
-    n_tokens: PositiveInt = 2_000_000
-    """Tokens to train on; the cache is gone through as often as that takes."""
-    batch_size: PositiveInt = 1024
-    """Tokens per step."""
-    lr: PositiveFloat | None = None
-    """Peak learning rate of Adam; None: `4e-4 / sqrt(d_sae / 2**14)`. That is twice what EleutherAI's sparsify fits to
-    Gao et al. 2024: it trains on billions of tokens, and on millions the higher rate recovers more planted latents."""
-    warmup: float = Field(0.05, ge=0, le=1)
-    """Share of the steps over which the learning rate rises from zero."""
-    decay: float = Field(0.2, ge=0, le=1)
-    """Share of the steps, at the end, over which it falls to zero."""
-    aux_coefficient: NonNegativeFloat = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents (Gao et al. 2024)."""
-    dead_after_tokens: PositiveInt = 1_000_000
-    """A latent is dead when it has not fired on this many tokens."""
-    seed: NonNegativeInt = 0
-    """Seeds the initial weights and the order of the data."""
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> "TrainConfig":
-        if self.k > self.d_sae:
-            raise ConfigError(f"k={self.k} latents cannot fire where d_sae={self.d_sae}; choose k <= d_sae.")
-        return self
-
-    @property
-    def n_steps(self) -> int:
-        """Optimiser steps: the smallest number that reaches `n_tokens`."""
-        return math.ceil(self.n_tokens / self.batch_size)
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        peak = self.lr or 4e-4 / math.sqrt(self.d_sae / 2**14)
-        rise = (step + 1) / max(self.warmup * self.n_steps, 1)
-        fall = (self.n_steps - step) / max(self.decay * self.n_steps, 1)
-        return peak * min(rise, fall, 1.0)
+    hook_name: str
+    config: TrainConfig
+    initial: "SAE | None" = None
+    """The SAE of raw activations whose weights training begins with, such as the base model's for a chat model."""
 
 
 def train_sae(
@@ -101,174 +58,249 @@ def train_sae(
     progress: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 1000,
-) -> "TopKSAE":
+    initial: "SAE | None" = None,
+    ranks: Ranks = ALONE,
+) -> "SAE":
     """An SAE of the residual stream at `hook_name`, trained on the tokens of `cache` that count.
 
     With `checkpoint`, the state is written to that file every `checkpoint_every` steps and at the end, and a run that
     finds its own state there goes on from it, bit for bit as if it had not been stopped. `log` gets records under
-    SAELens's keys, `progress` the number of tokens just finished.
+    SAELens's keys, with `details/tokens_per_second` since the record before and `details/seconds_left` at that pace;
+    `progress` gets the number of tokens just finished. With `initial`, training begins with that SAE's weights.
+
+    Under `torchrun`, every process makes this call with its `ranks`; the first logs and writes, and all get the SAE.
 
     Raises:
-        SAEError: the loss is not finite, the activations do not vary, or `checkpoint` belongs to another run.
+        SAEError: activations or the loss are not finite, the activations do not vary, or `checkpoint` belongs to
+            another run.
+        ConfigError: SAELens refuses the `options`, or the work cannot be split between the `ranks`.
+        IncompatibleError: training cannot begin with the weights of `initial`.
         HookError: the cache does not hold that hook.
     """
-    identity = json.dumps(
-        {
-            "version": VERSION,
-            "cache": cache.manifest.fingerprint,
-            "hook_name": hook_name,
-            "config": config.model_dump(),
-        },
-        sort_keys=True,
+    course = _Course(
+        cache, Job(hook_name, config, initial), torch.device(device), log, checkpoint, checkpoint_every, ranks
     )
-    mean, scale = _centre_and_scale(cache, hook_name)
-    run = _Run.begin(cache.d_in(hook_name), config, torch.device(device))
-    if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint, identity)
-    shift, factor = mean.float().to(device), float(scale)
-    batches = cache.batches(hook_name, batch_size=config.batch_size, seed=config.seed, skip=run.step)
-    while run.step < config.n_steps:
-        z = (next(batches).to(device) - shift) * factor
-        result = run.advance(z, config)
-        if run.step % LOG_EVERY == 0 or run.step == config.n_steps:
-            record = _record(run, result, z, config)
-            if not math.isfinite(record["losses/overall_loss"]):
-                raise SAEError(
-                    f"the loss is not finite after {run.step} steps at learning rate {config.lr_at(run.step - 1):.2g}. "
-                    "Train with a smaller lr."
-                )
-            log(record)
-        if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == config.n_steps):
-            run.save(checkpoint, identity)
+    _run_through(cache, [course], seed=config.seed, progress=progress)
+    return course.finished()
+
+
+def train_saes(
+    cache: ActivationCache,
+    jobs: Mapping[str, Job],
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    log: Log = no_log,
+    progress: Callable[[int], None] | None = None,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 1000,
+) -> dict[str, "SAE"]:
+    """Several SAEs, by name, trained on one pass over the data: other widths, `k`, seeds, architectures or hooks.
+
+    Each batch is read once for all SAEs of its hook, in the order that `seed` gives; an SAE whose own seed that is
+    comes out bit for bit as from `train_sae`. Records have keys `NAME/KEY`; checkpoints are `CHECKPOINTS/NAME.state`.
+
+    Raises:
+        ConfigError: the batch sizes differ.
+        SAEError, IncompatibleError, HookError: as `train_sae`.
+    """
+    sizes = {job.config.batch_size for job in jobs.values()}
+    if len(sizes) != 1:
+        raise ConfigError(f"batch_size is {sorted(sizes)}; SAEs that share their batches need one and the same.")
+
+    def log_of(name: str) -> Log:
+        return lambda record: log({f"{name}/{key}": value for key, value in record.items()})
+
+    courses = {
+        name: _Course(
+            cache,
+            job,
+            torch.device(device),
+            log_of(name),
+            None if checkpoints is None else checkpoints / f"{name}.state",
+            checkpoint_every,
+            order=seed,
+        )
+        for name, job in jobs.items()
+    }
+    _run_through(cache, list(courses.values()), seed=seed, progress=progress)
+    return {name: course.finished() for name, course in courses.items()}
+
+
+def _run_through(
+    cache: ActivationCache, courses: "list[_Course]", *, seed: int, progress: Callable[[int], None] | None
+) -> None:
+    """Hand every batch to each SAE that has not had it yet; after a kill some may be further on than others."""
+    batch_size = courses[0].job.config.batch_size
+    left = [course for course in courses if not course.done]
+    step = min((course.learner.step for course in left), default=0)
+    streams = {
+        name: cache.batches(name, batch_size=batch_size, seed=seed, skip=step)
+        for name in dict.fromkeys(course.job.hook_name for course in left)
+    }
+    while left:
+        batches = {name: next(streams[name]) for name in dict.fromkeys(course.job.hook_name for course in left)}
+        for course in left:
+            if course.learner.step == step:
+                course.take(batches[course.job.hook_name])
+        step += 1
+        left = [course for course in left if not course.done]
         if progress:
-            progress(config.batch_size)
-    made_of = {"config": config.model_dump(), "cache": cache.manifest.fingerprint}
-    metadata = {"model_name": cache.model, "hook_name": hook_name, "prepend_bos": False, "sae_persona": made_of}
-    return _folded(run.weights, mean, scale, config.k, metadata)
+            progress(batch_size)
 
 
-@dataclass(eq=False)
-class _Run:
-    """Everything that changes during training."""
+class _Course:
+    """The training of one SAE, batch by batch."""
 
-    weights: Weights
-    adam: torch.optim.Adam
-    tokens_since_fired: Int64[Tensor, " d_sae"]
-    step: int = 0
+    def __init__(
+        self,
+        cache: ActivationCache,
+        job: Job,
+        device: torch.device,
+        log: Log,
+        checkpoint: Path | None,
+        checkpoint_every: int,
+        ranks: Ranks = ALONE,
+        order: int | None = None,
+    ) -> None:
+        self.job, self.ranks = job, ranks
+        self._cache, self._device, self._log = cache, device, log
+        self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
+        self._identity = _identity(cache, job, order)
+        self._centring = _centring(cache, job.hook_name)
+        self.learner = _learner(cache.d_in(job.hook_name), job, device, self._centring, ranks)
+        if checkpoint is not None and checkpoint.exists():
+            _load(self.learner, checkpoint, self._identity, device)
+        self._pace = _Pace(self.learner.step)
 
-    @classmethod
-    def begin(cls, d_in: int, config: TrainConfig, device: torch.device) -> "_Run":
-        """Random unit decoder rows, the encoder their transpose, zero biases."""
-        decoder = torch.randn(config.d_sae, d_in, generator=torch.Generator().manual_seed(config.seed))
-        normalise_rows(decoder)
-        decoder = decoder.to(device)
-        zeros = torch.zeros(config.d_sae, device=device)
-        weights = Weights(decoder.clone(), decoder, zeros, torch.zeros(d_in, device=device))
-        adam = torch.optim.Adam([tensor for _, tensor in weights.named()], fused=True)
-        return cls(weights, adam, torch.zeros(config.d_sae, dtype=torch.long, device=device))
+    @property
+    def done(self) -> bool:
+        return self.learner.step >= self.job.config.n_steps
 
-    def dead(self, config: TrainConfig) -> Tensor:
-        """True = has not fired for `dead_after_tokens` tokens."""
-        return self.tokens_since_fired >= config.dead_after_tokens
+    def take(self, batch: Tensor) -> None:
+        """One step, and what is due after it."""
+        learner = self.learner
+        z = self._centring.apply(self.ranks.own_tokens(batch).to(self._device))
+        result = learner.advance(z)
+        if learner.step % LOG_EVERY == 0 or self.done:
+            record = learner.record(result, z)
+            if not math.isfinite(record["losses/overall_loss"]):
+                raise SAEError(_why_not_finite(self._cache, self.job, learner.step))
+            if self.ranks.rank == 0:
+                self._log(record | self._pace.measure(learner.step, self.job.config))
+        if self._checkpoint is not None and (learner.step % self._checkpoint_every == 0 or self.done):
+            state = learner.state()
+            if self.ranks.rank == 0:
+                _save(state, learner.step, self._checkpoint, self._identity)
 
-    def advance(self, z: Float[Tensor, "batch d_in"], config: TrainConfig) -> StepResult:
-        """One optimiser step."""
-        result = topk_step(self.weights, z, k=config.k, dead=self.dead(config), aux_coefficient=config.aux_coefficient)
-        remove_parallel(result.gradients.decoder, self.weights.decoder)
-        for (_, tensor), (_, gradient) in zip(self.weights.named(), result.gradients.named(), strict=True):
-            tensor.grad = gradient
-        self.adam.param_groups[0]["lr"] = config.lr_at(self.step)
-        self.adam.step()
-        normalise_rows(self.weights.decoder)
-        self.tokens_since_fired += len(z)
-        self.tokens_since_fired[result.fired] = 0
-        self.step += 1
-        return result
-
-    def save(self, path: Path, identity: str) -> None:
-        """Write the state, whole or not at all."""
-        tensors = {f"weights.{name}": tensor for name, tensor in self.weights.named()}
-        for i, state in self.adam.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{key}": value for key, value in state.items()}
-        tensors["tokens_since_fired"] = self.tokens_since_fired
-        with write_file(path) as partial:
-            save_file(tensors, partial, metadata={"identity": identity, "step": str(self.step)})
-
-    def load(self, path: Path, identity: str) -> None:
-        """Take up the state that `save` wrote.
-
-        Raises:
-            SAEError: the file is no checkpoint, or one of another run.
-        """
-        try:
-            with safe_open(path, framework="pt", device=str(self.tokens_since_fired.device)) as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise SAEError(f"{path} is no checkpoint that can be read ({error}). Delete it to train anew.") from error
-        if metadata.get("identity") != identity:
-            raise SAEError(
-                f"{path} is the checkpoint of another run: its data, hook or config differ. "
-                "Name another file, or delete it to train anew."
-            )
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, *rest = name.split(".")
-            if kind == "weights":
-                getattr(self.weights, rest[0]).copy_(tensor)
-            elif kind == "adam":
-                state.setdefault(int(rest[0]), {})[rest[1]] = tensor
-        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
-        self.tokens_since_fired = tensors["tokens_since_fired"]
-        self.step = int(metadata["step"])
+    def finished(self) -> "SAE":
+        """The SAE of raw activations."""
+        made_of = {"config": self.job.config.model_dump(), "cache": self._cache.manifest.fingerprint}
+        names = {"model_name": self._cache.model, "hook_name": self.job.hook_name}
+        return self.learner.folded(self._centring, {**names, "prepend_bos": False, "sae_persona": made_of})
 
 
-def _centre_and_scale(cache: ActivationCache, hook_name: str) -> tuple[Float64[Tensor, " d_in"], float]:
+def _learner(d_in: int, job: Job, device: torch.device, centring: Centring, ranks: Ranks) -> "Learner | SAELensLearner":
+    config = job.config
+    ranks.check(batch_size=config.batch_size, d_sae=config.d_sae)
+    if config.is_fast:
+        return Learner.begin(d_in, config, device, centring=centring, initial=job.initial, ranks=ranks)
+    if ranks.split or job.initial is not None:
+        raise ConfigError(
+            f"architecture={config.architecture!r} is trained by SAELens, in one process and from its own start; "
+            "several processes and an SAE to begin with are for 'topk' and 'batchtopk'."
+        )
+    return SAELensLearner(d_in, config, device)
+
+
+def _identity(cache: ActivationCache, job: Job, order: int | None) -> str:
+    """What tells a checkpoint's run from others."""
+    made_of = {
+        "version": VERSION,
+        "cache": cache.manifest.fingerprint,
+        "hook_name": job.hook_name,
+        "config": job.config.model_dump(),
+        "order": job.config.seed if order is None else order,
+    }
+    if job.initial is not None:
+        state = sorted(job.initial.state_dict().items())
+        bits = b"".join(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for _, tensor in state)
+        made_of["initial"] = hashlib.sha256(bits).hexdigest()
+    return json.dumps(made_of, sort_keys=True)
+
+
+class _Pace:
+    """How fast training goes, from one record to the next."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._time = step, time.monotonic()
+
+    def measure(self, step: int, config: TrainConfig) -> dict[str, float]:
+        now = time.monotonic()
+        seconds = max(now - self._time, 1e-9) / (step - self._step)
+        self._step, self._time = step, now
+        return {
+            "details/tokens_per_second": config.batch_size / seconds,
+            "details/seconds_left": (config.n_steps - step) * seconds,
+        }
+
+
+def _save(state: Mapping[str, Tensor], step: int, path: Path, identity: str) -> None:
+    """Write the state, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_file(path) as partial:
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in state.items()},
+            partial,
+            metadata={"identity": identity, "step": str(step)},
+        )
+
+
+def _load(learner: "Learner | SAELensLearner", path: Path, identity: str, device: torch.device) -> None:
+    """Take up the state that `_save` wrote.
+
+    Raises:
+        SAEError: the file is no checkpoint, or one of another run.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SAEError(f"{path} is no checkpoint that can be read ({error}). Delete it to train anew.") from error
+    if metadata.get("identity") != identity:
+        raise SAEError(
+            f"{path} is the checkpoint of another run: its data, hook or config differ. "
+            "Name another file, or delete it to train anew."
+        )
+    learner.restore(tensors, int(metadata["step"]))
+
+
+def _centring(cache: ActivationCache, hook_name: str) -> Centring:
     total = float(cache.variance(hook_name).sum())
+    if not math.isfinite(total):
+        raise SAEError(_where_not_finite(cache, hook_name) or f"the statistics of {hook_name} are not finite.")
     if total == 0:
         raise SAEError(f"the activations at {hook_name} are all the same; there is nothing to learn. Check the data.")
-    return cache.mean(hook_name), math.sqrt(cache.d_in(hook_name) / total)
+    return Centring(cache.mean(hook_name), math.sqrt(cache.d_in(hook_name) / total))
 
 
-def _record(run: _Run, result: StepResult, z: Float[Tensor, "batch d_in"], config: TrainConfig) -> dict[str, float]:
-    """SAELens's names. The data's variance is its mean square here, as it is centred."""
-    mse, aux = float(result.mse), float(result.aux)
-    return {
-        "losses/overall_loss": mse + config.aux_coefficient * aux,
-        "losses/mse_loss": mse,
-        "losses/auxiliary_reconstruction_loss": aux,
-        "metrics/explained_variance": 1 - mse / float(z.square().mean()),
-        "metrics/l0": float(result.l0),
-        "sparsity/dead_features": int(run.dead(config).sum()),
-        "details/current_learning_rate": config.lr_at(run.step - 1),
-        "details/n_training_samples": run.step * config.batch_size,
-    }
-
-
-def _folded(
-    weights: Weights,
-    mean: Float64[Tensor, " d_in"],
-    scale: float,
-    k: int,
-    metadata: Mapping[str, Any],
-) -> "TopKSAE":
-    """The SAE of raw activations `x = z / scale + mean`.
-
-    Both matrices stay: with `b_dec' = b_dec / scale + mean` and `b_enc' = b_enc / scale`, pre-activations are those of
-    training divided by `scale`, which changes neither their order nor their sign.
-    """
-    from sae_lens import TopKSAE, TopKSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
-
-    d_sae, d_in = weights.decoder.shape
-    with torch.random.fork_rng(devices=[]):  # SAELens draws weights, which are replaced at once
-        sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=k, metadata=SAEMetadata(**metadata)))
-    sae.load_state_dict(
-        {
-            "W_enc": weights.encoder.T.contiguous(),
-            "W_dec": weights.decoder,
-            "b_enc": weights.b_enc / scale,
-            "b_dec": (weights.b_dec.double().cpu() / scale + mean).float(),
-        }
+def _why_not_finite(cache: ActivationCache, job: Job, n_steps: int) -> str:
+    return _where_not_finite(cache, job.hook_name) or (
+        f"the loss is not finite after {n_steps} steps at learning rate {job.config.lr_at(n_steps - 1):.2g}. "
+        "Train with a smaller lr."
     )
-    return sae.requires_grad_(False).eval().to(weights.decoder.device)
+
+
+def _where_not_finite(cache: ActivationCache, hook_name: str) -> str | None:
+    """Which counted activations are NaN or infinite, in one line; None where all are numbers."""
+    norms = torch.from_numpy(cache.hooks[hook_name].norms)
+    wrong = (~torch.isfinite(norms) & torch.from_numpy(cache.counts)).nonzero().flatten()
+    if not len(wrong):
+        return None
+    first = int(wrong[0])
+    return (
+        f"{len(wrong)} of {cache.n_counted} activations at {hook_name} are NaN or infinite, the first at position "
+        f"{cache.positions[first]} of document {cache.document_ids[first]}. "
+        "Cache again in float32 or bfloat16, without that document."
+    )

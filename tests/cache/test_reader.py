@@ -1,5 +1,8 @@
 """What a cache gives back, and which files it refuses."""
 
+import contextlib
+import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from sae_persona.artifacts import new_manifest
+from sae_persona.cache import shuffle
+from sae_persona.cache.layout import create_layout
 from sae_persona.cache.reader import ActivationCache
+from sae_persona.cache.shuffle import shuffled_rows
+from sae_persona.cache.statistics import finish
 from sae_persona.cache.unfinished import open_unfinished
 from sae_persona.cache.writer import write_cache
 from sae_persona.data.tokens import Part, TokenRow
-from sae_persona.errors import CacheFileError, HookError
+from sae_persona.errors import CacheFileError, ConfigError, HookError
 from sae_persona.model.load import LoadedModel
 
 HOOK = "blocks.1.hook_resid_post"
@@ -53,6 +61,54 @@ def test_batches_mix_documents(cache: ActivationCache) -> None:
     in_order = cache.read(HOOK)[cache.counts]
     shuffled = next(cache.batches(HOOK, batch_size=cache.n_counted, seed=0))
     assert (in_order == shuffled).all(-1).float().mean() < 0.1
+
+
+def test_batches_are_the_rows_of_the_shuffled_order(cache: ActivationCache) -> None:
+    order = np.concatenate(list(shuffled_rows(cache.counts, seed=2, n_epochs=2)))
+    naive = cache.read(HOOK)[torch.from_numpy(order)].split(70)
+    batches = cache.batches(HOOK, batch_size=70, seed=2, n_epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(batches, naive, strict=True))
+
+
+def test_several_hooks_are_aligned_token_by_token(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    hooks = ["blocks.0.hook_resid_post", HOOK]
+    rows = [TokenRow(tuple(range(5, 15)), (Part.PROMPT,) * 10)] * 30
+    cache = write_cache(tiny_model, rows, tmp_path / "a.h5", hook_names=hooks)
+    number = {tuple(row): i for i, row in enumerate(cache.read(hooks[0]).tolist())}
+    for batch in cache.aligned_batches(hooks, batch_size=64, seed=0, n_epochs=1, prefetch=0):
+        tokens = [number[tuple(row)] for row in batch[hooks[0]].tolist()]
+        assert torch.equal(batch[HOOK], cache.read(HOOK)[tokens])
+
+
+def test_what_is_asked_for_is_checked_at_once(cache: ActivationCache) -> None:
+    with pytest.raises(HookError, match="holds no activations of 'blocks"):
+        cache.batches("blocks.7", batch_size=4, seed=0)
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        cache.batches(HOOK, batch_size=0, seed=0)
+    with pytest.raises(ConfigError, match="holds no model 'base'; it holds one model without a name"):
+        cache.of_model("base")
+
+
+def test_files_of_layout_version_1_still_open(cache: ActivationCache, tmp_path: Path) -> None:
+    shutil.copy(cache.path, tmp_path / "old.h5")
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        file.attrs["format_version"] = 1
+        del file[f"hooks/{HOOK}/block_mean"], file[f"hooks/{HOOK}/block_squares"]
+    assert torch.equal(ActivationCache.open(tmp_path / "old.h5").read(HOOK), cache.read(HOOK))
+
+
+def test_arrays_of_another_width_or_dtype_are_refused(cache: ActivationCache, tmp_path: Path) -> None:
+    for name, array in {
+        f"hooks/{HOOK}/mean": np.zeros(7),
+        "positions": np.zeros(cache.n_tokens, dtype=np.int64),
+        f"hooks/{HOOK}/activations": np.zeros((cache.n_tokens, 32), dtype=np.float32),
+    }.items():
+        shutil.copy(cache.path, tmp_path / "a.h5")
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            del file[name]
+            file[name] = array
+        with pytest.raises(CacheFileError, match=f"{name.split('/')[-1]}.* (is|are) not"):
+            ActivationCache.open(tmp_path / "a.h5")
 
 
 def test_bfloat16_comes_back_bit_for_bit(cache: ActivationCache) -> None:
@@ -131,3 +187,50 @@ def test_a_file_without_one_of_its_arrays_is_refused(cache: ActivationCache, tmp
         del file["positions"]
     with pytest.raises(CacheFileError, match="positions"):
         ActivationCache.open(tmp_path / "a.h5")
+
+
+@pytest.mark.slow
+def test_a_cache_larger_than_the_memory_allowed_is_read_within_it(tmp_path: Path) -> None:
+    """80 MB of activations under a limit of 40 MB on what the process may allocate, and on what stays resident."""
+    allowed = 40 * 2**20
+    path = planted_cache(tmp_path / "large.h5", n=40_000, d_in=512)
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            cache = ActivationCache.open(path)
+            resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData") + allowed,) * 2)
+            shuffle.BUFFER_CHUNKS = (
+                16  # 8 MB; with its own size, the mapped part of this file would be nearly all of it
+            )
+            before, weights, n = memory("VmRSS"), torch.zeros(512, 8), 0
+            for batch in cache.batches(HOOK, batch_size=1024, seed=0, n_epochs=1):
+                weights += batch.T @ (batch @ weights) * 1e-6
+                n += len(batch)
+            status = 0 if n == cache.n_counted and memory("VmRSS") - before < allowed else 2
+            with contextlib.suppress(MemoryError, RuntimeError):
+                cache.read(HOOK)
+                status = 3  # the limit would have proved nothing
+        finally:
+            os._exit(status)
+    assert os.WEXITSTATUS(os.waitpid(pid, 0)[1]) == 0
+
+
+def memory(name: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def planted_cache(path: Path, *, n: int, d_in: int) -> Path:
+    """A cache of random rows."""
+    config = {"hook_names": [HOOK], "dtype": "float32"}
+    manifest = new_manifest("activation_cache", config=config, inputs={}, seed=0, version=1)
+    attributes = {"manifest": manifest.to_json(), "model": "planted"}
+    create_layout(path, n_tokens=n, widths={HOOK: d_in}, dtype="float32", attributes=attributes)
+    rows = np.random.default_rng(0).standard_normal((n, d_in), dtype=np.float32)
+    with open_unfinished(path) as file:
+        file.write(f"hooks/{HOOK}/activations", rows)
+        file.write(f"hooks/{HOOK}/norms", np.linalg.norm(rows, axis=1))
+        finish(file, drop_first=0, norm_limit=None)
+    return path

@@ -2,7 +2,9 @@
 
 import os
 import resource
+import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from sae_persona.cache import layout, statistics
 from sae_persona.cache.reader import ActivationCache, partial_path
 from sae_persona.cache.unfinished import UnfinishedCache
 from sae_persona.cache.writer import write_cache
 from sae_persona.data.tokens import Part, TokenRow, pad_rows
-from sae_persona.errors import ArtifactError, CacheFileError, ConfigError, DataError, HookError
+from sae_persona.errors import ArtifactError, CacheFileError, ConfigError, DataError, HookError, IncompatibleError
 from sae_persona.model.hooks import edit_residual, residuals
-from sae_persona.model.load import LoadedModel
+from sae_persona.model.load import LoadedModel, load_model
 
 FIRST, LAST = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 
@@ -26,6 +29,15 @@ def documents(n: int = 9) -> list[TokenRow]:
     """Rows of 2 to 6 tokens, each with a header in second place."""
     parts = (Part.PROMPT, Part.HEADER, Part.ANSWER, Part.ANSWER, Part.ANSWER, Part.ANSWER)
     return [TokenRow(tuple(range(2 + i % 50, 4 + i % 50 + i % 5)), parts[: 2 + i % 5]) for i in range(n)]
+
+
+def new_tiny_model(like: LoadedModel, folder: Path, *, seed: int, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """The same architecture and tokenizer, with other weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        type(like.hf)(like.hf.config).save_pretrained(folder)
+    like.tokenizer.save_pretrained(folder)
+    return load_model(folder, dtype=dtype)
 
 
 def cache_documents(
@@ -100,8 +112,48 @@ def test_precisions_round_and_nothing_else(
     torch.testing.assert_close(stored, exact, rtol=rounding, atol=1e-6 * bool(rounding))
 
 
-class _Killed(Exception):
-    pass
+def test_several_models_stand_side_by_side_under_one_mask(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    other = new_tiny_model(tiny_model, tmp_path / "other", seed=1)
+    cache = cache_documents({"base": tiny_model, "tuned.1": other}, tmp_path / "a.h5")  # pyright: ignore
+    assert cache.hook_names == (f"base/{FIRST}", f"base/{LAST}", f"tuned.1/{FIRST}", f"tuned.1/{LAST}")
+    for name, model in (("base", tiny_model), ("tuned.1", other)):
+        alone = cache_documents(model, tmp_path / f"{name}.h5")
+        mine = cache.of_model(name)
+        assert (mine.model, mine.hook_names) == (model.source, (FIRST, LAST))
+        assert torch.equal(mine.read(LAST), alone.read(LAST))
+        assert torch.equal(mine.mean(LAST), alone.mean(LAST))
+        batches = [next(one.batches(LAST, batch_size=8, seed=4)) for one in (mine, alone)]
+        assert torch.equal(*batches)
+    with pytest.raises(CacheFileError, match="another model base"):
+        cache_documents({"base": other, "tuned.1": other}, tmp_path / "a.h5")  # pyright: ignore
+
+
+def test_models_that_do_not_belong_together_are_refused(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    half = new_tiny_model(tiny_model, tmp_path / "half", seed=1, dtype=torch.bfloat16)
+    with pytest.raises(IncompatibleError, match=r"'a' is in torch.float32 and 'b' in torch.bfloat16"):
+        cache_documents({"a": tiny_model, "b": half}, tmp_path / "a.h5")  # pyright: ignore
+    with pytest.raises(ConfigError, match="a model is called 'a/b'"):
+        cache_documents({"a/b": tiny_model, "b": tiny_model}, tmp_path / "a.h5")  # pyright: ignore
+    with pytest.raises(ConfigError, match="no model was given"):
+        cache_documents({}, tmp_path / "a.h5")  # pyright: ignore
+    assert os.listdir(tmp_path) == ["half"]
+
+
+def test_moments_of_blocks_are_those_of_the_whole_file(
+    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (layout, statistics):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 5)  # batches end within blocks, blocks within batches
+    read: list[int] = []
+    of_block = statistics._of_block
+    monkeypatch.setattr(
+        statistics, "_of_block", lambda rows, start, wanted: read.append(start) or of_block(rows, start, wanted)
+    )
+    cache = cache_documents(tiny_model, tmp_path / "a.h5", hook_names=[LAST])
+    assert read == list(range(0, cache.n_tokens, 5)), "every block once, as it was written"
+    counted = cache.read(LAST)[cache.counts].double()
+    torch.testing.assert_close(cache.mean(LAST), counted.mean(0))
+    torch.testing.assert_close(cache.variance(LAST), counted.var(0, correction=0))
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, n_counter_moves: int, write: Callable[[], object]) -> None:
@@ -139,6 +191,30 @@ def test_after_kill_9_the_same_call_continues_and_gives_the_same_bytes(
     cache_documents(tiny_model, tmp_path / "whole.h5")
     assert_same_bytes(path, tmp_path / "whole.h5")
     assert sorted(os.listdir(tmp_path)) == ["killed.h5", "whole.h5"]
+
+
+def test_five_kills_at_any_moment_leave_the_same_bytes(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """Not between steps of ours, but whenever the signal comes."""
+    path, rows = tmp_path / "killed.h5", documents(3000)
+    kills, seconds = 0, 0.02
+    while kills < 5:
+        pid = os.fork()
+        if not pid:
+            try:
+                cache_documents(tiny_model, path, rows, batch_size=20)
+            finally:
+                os._exit(0)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if path.exists():  # too late: begin again, and kill earlier
+            path.unlink()
+            seconds /= 2
+        else:
+            kills += 1
+    cache_documents(tiny_model, path, rows, batch_size=20)
+    cache_documents(tiny_model, tmp_path / "whole.h5", rows, batch_size=20)
+    assert_same_bytes(path, tmp_path / "whole.h5")
 
 
 def test_committed_batches_are_not_computed_again(tiny_model: LoadedModel, tmp_path: Path) -> None:
@@ -207,6 +283,35 @@ def test_a_number_that_is_not_finite_is_found_with_its_place(tiny_model: LoadedM
         cache_documents(tiny_model, tmp_path / "a.h5")
 
 
+def test_what_is_not_finite_can_be_left_out_and_is_named(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    def poison(resid: torch.Tensor, _position: object) -> torch.Tensor:
+        resid = resid.clone()
+        resid[0, 1, 3] = torch.inf
+        return resid
+
+    records: list[dict[str, object]] = []
+    with edit_residual(tiny_model.hf, LAST, poison):
+        cache = cache_documents(tiny_model, tmp_path / "a.h5", not_finite="skip", log=records.append)
+    bad = (cache.positions == 1) & np.isin(cache.document_ids, [0, 2, 4])  # the first of each batch
+    assert records[0]["cache/n_not_finite"] == bad.sum() == 3
+    assert records[0]["cache/not_finite"] == tuple(f"document {i}, position 1" for i in cache.document_ids[bad])
+    assert records[0]["cache/n_outliers"] == 0
+    assert cache.counts.tolist() == ((cache.positions >= 1) & ~bad).tolist()
+    assert all(cache.mean(hook).isfinite().all() and np.isfinite(cache.median_norm(hook)) for hook in (FIRST, LAST))
+    with pytest.raises(CacheFileError, match="not_finite='skip'"):
+        cache_documents(tiny_model, tmp_path / "a.h5")
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    with pytest.raises(ArtifactError, match=r"will take 0\.00 GB"):
+        cache_documents(tiny_model, tmp_path / "a.h5")
+    assert not os.listdir(tmp_path)
+
+
 def test_what_float16_cannot_hold_is_refused(tiny_model: LoadedModel, tmp_path: Path) -> None:
     with (
         edit_residual(tiny_model.hf, LAST, lambda resid, _: resid + 1e5),
@@ -222,6 +327,8 @@ def test_what_float16_cannot_hold_is_refused(tiny_model: LoadedModel, tmp_path: 
         ({"hook_names": []}, ConfigError, "hook_name"),
         ({"dtype": "int8"}, ConfigError, "bfloat16"),
         ({"norm_limit": 0.5}, ConfigError, "norm_limit=0.5"),
+        ({"norm_limit": float("nan")}, ConfigError, "norm_limit=nan"),
+        ({"not_finite": "zero"}, ConfigError, "'refuse' or 'skip'"),
         ({"rows": []}, DataError, "no rows"),
         ({"rows": [TokenRow((5,), (Part.PROMPT,))]}, DataError, "longer than 1"),
         ({"rows": [TokenRow((5, 6), (Part.PROMPT,) * 2), TokenRow((), ())]}, DataError, "document 1"),

@@ -30,7 +30,7 @@ def cache_of(tmp_path: Path) -> WriteRows:
         path = tmp_path / "rows.h5"
         config = {"hook_names": [HOOK], "dtype": "float32"}
         manifest = new_manifest(
-            "activation_cache", config=config, inputs={"rows": fingerprint(rows.tolist())}, seed=0, version=1
+            "activation_cache", config=config, inputs={"rows": fingerprint(repr(rows.tolist()))}, seed=0, version=1
         )
         create_layout(
             path,

@@ -1,9 +1,16 @@
 """Training finds what was planted, resumes bit for bit, and hands back an SAE of raw activations."""
 
+import itertools
 import math
+import multiprocessing
+import random
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import h5py
 import naive_topk
 import pytest
 import torch
@@ -12,9 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_persona.cache.reader import ActivationCache
-from sae_persona.errors import ConfigError, HookError, SAEError
+from sae_persona.errors import ConfigError, HookError, IncompatibleError, SAEError
+from sae_persona.sae.learner import Learner
 from sae_persona.sae.step import Weights
-from sae_persona.sae.train import TrainConfig, train_sae
+from sae_persona.sae.train import Job, TrainConfig, train_sae, train_saes
+
+if TYPE_CHECKING:
+    from sae_lens import TopKSAE
 
 HOOK = "blocks.0.hook_resid_post"
 WriteRows = Callable[[Tensor], ActivationCache]
@@ -56,6 +67,35 @@ def test_planted_directions_are_recovered_from_raw_activations(cache_of: WriteRo
     assert last["details/n_training_samples"] == 512 * math.ceil(100_000 / 512)
     assert last["sparsity/dead_features"] == 0
     assert last["metrics/explained_variance"] == pytest.approx(fve(sae, rows), abs=0.02)
+
+
+def test_batchtopk_recovers_them_too_and_its_threshold_keeps_the_mean_count(cache_of: WriteRows) -> None:
+    rows, directions = planted_rows()
+    sae = train_sae(cache_of(rows), HOOK, SMALL.model_copy(update={"architecture": "batchtopk"}))
+    assert (directions @ sae.W_dec.T).max(-1).values.min() > 0.95
+    assert fve(sae, rows) > 0.9
+    assert (sae.cfg.architecture(), sae.cfg.metadata.training_architecture) == ("jumprelu", "batchtopk")
+    assert len(set(sae.threshold.tolist())) == 1
+    n_firing = (sae.encode(rows) > 0).sum(-1).float()
+    # The smallest activation of a batch lets a few more pass than the batch did; some tokens need one and some three.
+    assert n_firing.mean() == pytest.approx(2, abs=0.3)
+    assert n_firing.std() > 0.3
+
+
+def test_batchtopks_threshold_is_the_moving_average_of_saelens_without_its_start(cache_of: WriteRows) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    config = SHORT.model_copy(update={"architecture": "batchtopk", "n_tokens": 30 * 64})
+    learner = Learner.begin(16, config, torch.device("cpu"))
+    scale = math.sqrt(16 / float(cache.variance(HOOK).sum()))
+    smallest = [
+        float(learner.advance((batch - cache.mean(HOOK).float()) * scale).smallest)
+        for batch in itertools.islice(cache.batches(HOOK, batch_size=64, seed=0), 30)
+    ]
+    weights = [0.99 ** (29 - i) for i in range(30)]
+    average = sum(w * s for w, s in zip(weights, smallest, strict=True))
+    assert float(learner.threshold) == pytest.approx(average * 0.01)
+    sae = train_sae(cache, HOOK, config)
+    assert float(sae.threshold[0]) == pytest.approx(average / sum(weights) / scale, rel=1e-5)
 
 
 def test_on_noise_little_is_explained(cache_of: WriteRows) -> None:
@@ -119,8 +159,12 @@ def test_folding_keeps_what_was_trained(cache_of: WriteRows, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("stop_after", [10, 25])
-def test_a_stopped_run_resumes_bit_for_bit(cache_of: WriteRows, tmp_path: Path, stop_after: int) -> None:
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_a_stopped_run_resumes_bit_for_bit(
+    cache_of: WriteRows, tmp_path: Path, stop_after: int, architecture: str
+) -> None:
     cache = cache_of(planted_rows(n=500)[0])
+    silent = SILENT.model_copy(update={"architecture": architecture})
     state = tmp_path / "state.safetensors"
     steps: list[int] = []
 
@@ -130,14 +174,90 @@ def test_a_stopped_run_resumes_bit_for_bit(cache_of: WriteRows, tmp_path: Path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_sae(cache, HOOK, SILENT, checkpoint=state, checkpoint_every=10, progress=stop)
+        train_sae(cache, HOOK, silent, checkpoint=state, checkpoint_every=10, progress=stop)
     steps.clear()
-    resumed = train_sae(cache, HOOK, SILENT, checkpoint=state, checkpoint_every=10, progress=steps.append)
-    assert len(steps) == SILENT.n_steps - stop_after // 10 * 10
-    assert_same(resumed, train_sae(cache, HOOK, SILENT))
+    resumed = train_sae(cache, HOOK, silent, checkpoint=state, checkpoint_every=10, progress=steps.append)
+    assert len(steps) == silent.n_steps - stop_after // 10 * 10
+    assert_same(resumed, train_sae(cache, HOOK, silent))
     assert_same(
-        resumed, train_sae(cache, HOOK, SILENT, checkpoint=state, progress=lambda _: pytest.fail("it was done"))
+        resumed, train_sae(cache, HOOK, silent, checkpoint=state, progress=lambda _: pytest.fail("it was done"))
     )
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_a_training_that_ends_the_same(cache_of: WriteRows, tmp_path: Path) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    config = SILENT.model_copy(update={"architecture": "batchtopk", "n_tokens": 400 * 64})
+    state = tmp_path / "state.safetensors"
+    forked = multiprocessing.get_context("fork")  # a child has the cache in memory, and dies without any clean-up
+    moments = random.Random(0)
+    for _ in range(5):
+        steps = forked.Value("i", 0)
+
+        def count(_n_tokens: int, steps: Any = steps) -> None:
+            steps.value += 1
+
+        how = {"checkpoint": state, "checkpoint_every": 3, "progress": count}
+        child = forked.Process(target=train_sae, args=(cache, HOOK, config), kwargs=how)
+        child.start()
+        enough = moments.randint(5, 60)
+        while steps.value < enough and child.is_alive():
+            time.sleep(moments.uniform(0, 0.01))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    assert state.exists()
+    assert_same(train_sae(cache, HOOK, config, checkpoint=state), train_sae(cache, HOOK, config))
+
+
+def test_several_saes_on_one_pass_are_those_that_are_trained_alone(cache_of: WriteRows, tmp_path: Path) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    jobs = {
+        "narrow": Job(HOOK, SHORT),
+        "wide": Job(HOOK, SILENT.model_copy(update={"n_tokens": 25 * 64})),
+        "of batch": Job(HOOK, SHORT.model_copy(update={"architecture": "batchtopk", "k": 3})),
+        "other": Job(HOOK, TrainConfig(architecture="standard", d_sae=16, n_tokens=640, batch_size=64, lr=1e-2)),
+        "seed": Job(HOOK, SHORT.model_copy(update={"seed": 1})),
+    }
+    records: list[dict] = []
+    steps: list[int] = []
+
+    def stop(n_tokens: int) -> None:
+        steps.append(n_tokens)
+        if len(steps) == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(cache, jobs, checkpoints=tmp_path, checkpoint_every=5, progress=stop)
+    (tmp_path / "wide.state").unlink()  # as if the kill had come between two of them
+    saes = train_saes(cache, jobs, log=records.append, checkpoints=tmp_path)
+    for name in ("narrow", "wide", "of batch", "other"):
+        assert_same(saes[name], train_sae(cache, HOOK, jobs[name].config))
+    assert not torch.equal(saes["seed"].W_dec, saes["narrow"].W_dec)
+    assert {key.split("/")[0] for record in records for key in record} == {"narrow", "wide", "of batch", "seed"}
+    with pytest.raises(ConfigError, match=r"batch_size is \[32, 64\]"):
+        train_saes(cache, {**jobs, "x": Job(HOOK, SHORT.model_copy(update={"batch_size": 32}))})
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_training_begins_where_another_sae_stands(cache_of: WriteRows, architecture: str) -> None:
+    rows = planted_rows(n=2000)[0]
+    cache = cache_of(rows)
+    base = train_sae(cache, HOOK, SMALL.model_copy(update={"n_tokens": 40_000, "architecture": architecture}))
+    still = SMALL.model_copy(update={"n_tokens": 512, "lr": 1e-12, "architecture": architecture})
+    again = train_sae(cache, HOOK, still, initial=base)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        torch.testing.assert_close(getattr(again, name), getattr(base, name), rtol=0, atol=1e-5)
+
+
+def test_an_sae_whose_rows_are_of_any_length_is_begun_with_at_unit_length(cache_of: WriteRows, sae: "TopKSAE") -> None:
+    rows = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    cache = cache_of(rows)
+    sae.cfg.rescale_acts_by_decoder_norm = True
+    config = TrainConfig(d_sae=12, k=3, n_tokens=64, batch_size=64, lr=1e-12)
+    torch.testing.assert_close(train_sae(cache, HOOK, config, initial=sae)(rows), sae(rows), rtol=0, atol=1e-4)
+    with pytest.raises(IncompatibleError, match=r"d_sae=12.*d_sae=16"):
+        train_sae(cache, HOOK, SHORT, initial=sae)
 
 
 def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(cache_of: WriteRows, tmp_path: Path) -> None:
@@ -149,6 +269,25 @@ def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(cache_of: WriteRow
     state.write_bytes(state.read_bytes()[:-10])
     with pytest.raises(SAEError, match=r"no checkpoint"):
         train_sae(cache, HOOK, SHORT, checkpoint=state)
+
+
+def test_a_record_tells_how_fast_it_went_and_how_long_is_left(cache_of: WriteRows) -> None:
+    records: list[dict] = []
+    train_sae(
+        cache_of(planted_rows(n=500)[0]), HOOK, SHORT.model_copy(update={"n_tokens": 100 * 64}), log=records.append
+    )
+    first, last = records
+    assert first["details/seconds_left"] == pytest.approx(50 * 64 / first["details/tokens_per_second"])
+    assert last["details/seconds_left"] == 0
+
+
+def test_activations_that_are_no_numbers_are_named_by_document_and_position(cache_of: WriteRows) -> None:
+    cache = cache_of(planted_rows(n=500)[0])
+    with h5py.File(cache.path, "r+") as file:  # the writer lets none in
+        for name in ("activations", "norms"):
+            file[f"hooks/{HOOK}/{name}"][123] = math.nan
+    with pytest.raises(SAEError, match=r"1 of 500 activations.*position 0 of document 0.*float32"):
+        train_sae(ActivationCache.open(cache.path), HOOK, SHORT)
 
 
 def test_seeds_decide_and_the_global_generator_does_not(cache_of: WriteRows) -> None:

@@ -1,31 +1,74 @@
 """Sample a model's answers, have them judged, and say what they are like."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_folder, write_json
-from sae_persona.data.files import read_prompts, write_jsonl
+from sae_persona.artifacts import fingerprint, is_done, new_manifest, read_manifest, write_folder, write_json
+from sae_persona.data.files import read_jsonl, write_jsonl
+from sae_persona.data.questions import questions_path, read_questions
+from sae_persona.errors import IncompatibleError, JudgeError
+from sae_persona.evaluation.compare import Agreement, Comparison, agreement, compare
 from sae_persona.evaluation.judging import judge_completions
+from sae_persona.evaluation.model_judge import ModelJudge, Plan, no_plan
+from sae_persona.evaluation.personas import PersonasNamed, named_personas, personas_named, split_reasoning
+from sae_persona.evaluation.resample import ResampledScore, resample_invalid, resampled_score
 from sae_persona.evaluation.score import Scores, score
+from sae_persona.evaluation.table import field_rows
 from sae_persona.model.generate import sample
-from sae_persona.model.load import load_model
+from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.study.commands.shared import Progress, Sampling, counting, no_progress, read_record, write_csv
-from sae_persona.study.judges import build_judge
-from sae_persona.types import Estimate, Judgement, Prompt
+from sae_persona.study.judges import JudgeOptions, build_judge
+from sae_persona.types import Completion, Estimate, Judge, Judgement, Prompt
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give another folder."""
 ANSWERS, SCORES = "answers.jsonl", "scores.json"
+SECOND, RESAMPLED, TRACES = "second.jsonl", "resampled.jsonl", "traces.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model's answers are like, over all prompts and by their category."""
+    """What a model's answers are like, over all prompts and by their category; None for what was not asked for."""
 
     overall: Scores
     by_category: Mapping[str, Scores]
+    unscored: Mapping[str, int] = field(default_factory=dict)
+    """Answers without a verdict, by reason."""
+    resampled: ResampledScore | None = None
+    """The paper's score, with invalid answers drawn anew."""
+    personas: PersonasNamed | None = None
+    """Personas named in reasoning traces; None where the model wrote none."""
+    agreement: Agreement | None = None
+    """With the second judge."""
+    against: Comparison | None = None
+    """This model minus the other one."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What an evaluation does beyond judging one model's answers once."""
+
+    second_judge: str | None = None
+    n_attempts: int = 0
+    """How often an invalid first answer is drawn anew at most; the paper takes 3."""
+    against: Path | None = None
+    """The evaluation of another model on the same prompts, by the same judge."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model thought before it answered, which no judge is shown."""
+
+    prompt_id: str
+    sample: int
+    trace: str
+    personas: tuple[str, ...]
+    """Other personas that it names."""
 
 
 def evaluate_model(
@@ -35,55 +78,207 @@ def evaluate_model(
     judge: str,
     sampling: Sampling,
     out: Path,
+    options: JudgeOptions | None = None,
+    extras: Extras | None = None,
     device: str = "cpu",
     batch_size: int = 256,
     progress: Progress = no_progress,
+    on_plan: Callable[[Plan], None] = no_plan,
 ) -> Evaluation:
-    """Write `answers.jsonl` (the judgements), `scores.json` and `scores.csv`, and return the scores.
+    """Write every answer and judgement (`answers.jsonl`, `answers.csv`) and the scores (`scores.json`, `scores.csv`).
+
+    Depending on `extras` there are `second.jsonl` and `resampled.jsonl` too, and `traces.jsonl` where the model
+    reasons. Answers that wait for a model judge are kept in a folder `OUT.samples` until they are judged, so that what
+    was interrupted goes on with the same answers, and asks only about those without a reply.
 
     Raises:
         DataError: the prompts cannot be read, or are not ones the judge knows.
         JudgeError, ModelError, ConfigError: the judge, the model or the device is not there.
+        JudgeError: no answer got a verdict.
+        IncompatibleError: the evaluation to compare with is of other prompts or by another judge.
         ArtifactError: `out` holds something else, or cannot be written.
     """
-    prompts = read_prompts(prompts_file)
-    asked = build_judge(judge)
-    judge_completions(asked, prompts, [])  # a judge that does not know these prompts says so before anything is sampled
+    extras = extras or Extras()
+    prompts_file = questions_path(prompts_file)
+    prompts = read_questions(prompts_file)
+    options_of = _options_by_judge(judge, extras.second_judge, options)
+    judges = [
+        build_judge(
+            spec,
+            options=options_of[spec],
+            device=device,
+            on_plan=on_plan,
+            progress=lambda done, whole: progress("judging", done, whole),
+        )
+        for spec in (judge, *([extras.second_judge] if extras.second_judge else []))
+    ]
+    for one in judges:
+        judge_completions(one, prompts, [])  # a judge that cannot be asked says so before anything is sampled
+    places = {(prompt.id, i) for prompt in prompts for i in range(sampling.n_samples)}
+    other = _other_answers(extras.against, judges[0], places)
     model = load_model(source, device=device)
+    sampled = {"model": model.fingerprint, "prompts": fingerprint(prompts_file)}
     manifest = new_manifest(
         "evaluation",
-        config={"model": source, "judge": judge, **asdict(sampling)},
-        inputs={"model": model.fingerprint, "prompts": fingerprint(prompts_file)},
+        config={
+            "model": source,
+            "judge": judge,
+            "judged_by": [one.name for one in judges],
+            "n_attempts": extras.n_attempts,
+            **asdict(sampling),
+        },
+        inputs={**sampled, **({"against": fingerprint(extras.against / ANSWERS)} if extras.against else {})},
         seed=sampling.seed,
         version=VERSION,
     )
     if not is_done(out, manifest):
+        bench = _Bench(model, prompts, sampling, batch_size, progress)
+        waiting = out.with_name(f"{out.name}.samples") if any(isinstance(one, ModelJudge) for one in judges) else None
         with write_folder(out, manifest) as folder:
-            completions = sample(
-                model,
-                prompts,
-                **asdict(sampling),
-                batch_size=batch_size,
-                progress=counting(progress, "sampling", len(prompts) * sampling.n_samples),
-            )[0]
-            judgements = judge_completions(asked, prompts, completions)
-            evaluation = scored(prompts, judgements)
-            write_jsonl(folder / ANSWERS, judgements)
-            write_json(folder / SCORES, evaluation)
-            write_csv((folder / SCORES).with_suffix(".csv"), _table(evaluation))
+            _evaluate(folder, bench, judges, extras, other, bench.first(waiting, sampled))
+        if waiting:
+            shutil.rmtree(waiting, ignore_errors=True)
     return read_record(out / SCORES, Evaluation)
 
 
 def scored(prompts: Sequence[Prompt], judgements: Sequence[Judgement]) -> Evaluation:
     """The scores of judged answers, over all prompts and by category."""
     categories = dict.fromkeys(prompt.category for prompt in prompts)
+    reasons = Counter(row.unscored_reason or "no reason given" for row in judgements if row.label == "unscored")
     return Evaluation(
         score(prompts, judgements),
         {
             category: score([prompt for prompt in prompts if prompt.category == category], judgements)
             for category in categories
         },
+        dict(reasons.most_common()),
     )
+
+
+class _Bench:
+    """A model with its prompts, from which answers are drawn."""
+
+    def __init__(
+        self, model: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int, progress: Progress
+    ) -> None:
+        self.model, self.prompts, self.sampling = model, prompts, sampling
+        self.batch_size, self.progress = batch_size, progress
+
+    def first(self, waiting: Path | None, inputs: Mapping[str, str]) -> list[Completion]:
+        """The first answers to all prompts; those that wait in a folder are read, or written there."""
+        if waiting is None:
+            return self._draw(self.prompts, self.sampling.n_samples, self.sampling.seed)
+        config = asdict(self.sampling)
+        manifest = new_manifest("samples", config=config, inputs=inputs, seed=self.sampling.seed, version=VERSION)
+        if not is_done(waiting, manifest):
+            with write_folder(waiting, manifest) as folder:
+                drawn = self._draw(self.prompts, self.sampling.n_samples, self.sampling.seed)
+                write_jsonl(folder / SAMPLES, drawn)
+        return read_jsonl(waiting / SAMPLES, Completion)
+
+    def again(self, prompts: Sequence[Prompt], n_samples: int, attempt: int) -> list[Completion]:
+        """Fresh answers in another attempt, without their reasoning."""
+        seed = int(fingerprint([self.sampling.seed, "attempt", attempt])[:12], 16)
+        return [_without_trace(one) for one in self._draw(prompts, n_samples, seed)]
+
+    def _draw(self, prompts: Sequence[Prompt], n_samples: int, seed: int) -> list[Completion]:
+        return sample(
+            self.model,
+            prompts,
+            n_samples=n_samples,
+            max_new_tokens=self.sampling.max_new_tokens,
+            seed=seed,
+            batch_size=self.batch_size,
+            progress=counting(self.progress, "sampling", len(prompts) * n_samples),
+        )[0]
+
+
+def _evaluate(
+    folder: Path,
+    bench: _Bench,
+    judges: Sequence[Judge],
+    extras: Extras,
+    other: Sequence[Judgement] | None,
+    completions: Sequence[Completion],
+) -> None:
+    """Judge, score and write into `folder`."""
+    prompts, judge = bench.prompts, judges[0]
+    question = {prompt.id: prompt.question_id for prompt in prompts}
+    answers = [_without_trace(one) for one in completions]
+    judgements = judge_completions(judge, prompts, answers)
+    _check_usable(judge, judgements)
+    evaluation = scored(prompts, judgements)
+    write_jsonl(folder / ANSWERS, judgements)
+    write_csv((folder / ANSWERS).with_suffix(".csv"), field_rows(prompts, judgements))
+    if extras.n_attempts:
+        redrawn = resample_invalid(bench.again, judge, prompts, judgements, n_attempts=extras.n_attempts)
+        write_jsonl(folder / RESAMPLED, redrawn)
+        evaluation = replace(evaluation, resampled=resampled_score(judgements, redrawn, question))
+    traces = list(_traces(completions))
+    if traces:
+        write_jsonl(folder / TRACES, traces)
+        named = personas_named([one.trace for one in traces], [question[one.prompt_id] for one in traces])
+        evaluation = replace(evaluation, personas=named)
+    if len(judges) > 1:
+        second = judge_completions(judges[1], prompts, answers)
+        write_jsonl(folder / SECOND, second)
+        evaluation = replace(evaluation, agreement=agreement(prompts, judgements, second))
+    if other is not None:
+        evaluation = replace(evaluation, against=compare(prompts, judgements, other))
+    write_json(folder / SCORES, evaluation)
+    write_csv((folder / SCORES).with_suffix(".csv"), _table(evaluation))
+
+
+def _options_by_judge(judge: str, second: str | None, options: JudgeOptions | None) -> dict[str, JudgeOptions | None]:
+    """Options are for model judges; a rule beside one goes without them."""
+    specs = [judge, *([second] if second else [])]
+    rules = [spec for spec in specs if spec.startswith("world:")]
+    return {spec: None if spec in rules and len(rules) < len(specs) else options for spec in specs}
+
+
+def _other_answers(folder: Path | None, judge: Judge, places: set[tuple[str, int]]) -> list[Judgement] | None:
+    """The judgements of the evaluation to compare with, which must fill the same places: prompts and samples."""
+    if folder is None:
+        return None
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.kind != "evaluation":
+        raise IncompatibleError(f"{folder} holds no evaluation to compare with; expected the --out of another one.")
+    judged_by = manifest.config.get("judged_by", [manifest.config.get("judge")])
+    if judged_by[0] != judge.name:
+        raise IncompatibleError(
+            f"{folder} was judged by {judged_by[0]!r}, and this one is judged by {judge.name!r}. "
+            "Scores of two judges or scales cannot be compared; evaluate both models with one."
+        )
+    answers = read_jsonl(folder / ANSWERS, Judgement)
+    lone = sorted(places ^ {(row.prompt_id, row.sample) for row in answers})
+    if lone:
+        raise IncompatibleError(
+            f"{folder} holds {len(answers)} answers, and {len(places)} are asked for here; {len(lone)} have no "
+            f"counterpart, such as prompt {lone[0][0]!r}, sample {lone[0][1]}. Use the same prompts and n-samples."
+        )
+    return answers
+
+
+def _check_usable(judge: Judge, judgements: Sequence[Judgement]) -> None:
+    """A judge that answers nothing usable is no judge."""
+    reasons = Counter(row.unscored_reason for row in judgements if row.label == "unscored")
+    if sum(reasons.values()) == len(judgements):
+        reason, n = reasons.most_common(1)[0]
+        raise JudgeError(
+            f"judge {judge.name!r} gave a usable verdict on none of {len(judgements)} answers; {n} times: {reason}. "
+            "Use another model, or let it write more tokens."
+        )
+
+
+def _without_trace(completion: Completion) -> Completion:
+    return replace(completion, answer=split_reasoning(completion.answer)[1])
+
+
+def _traces(completions: Sequence[Completion]) -> Iterator[Trace]:
+    for one in completions:
+        trace, _ = split_reasoning(one.answer)
+        if trace is not None:
+            yield Trace(one.prompt_id, one.sample, trace, named_personas(trace))
 
 
 def _table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sae_persona.artifacts import Manifest, fingerprint, read_json, read_manifest
-from sae_persona.cache.layout import STORED_AS
+from sae_persona.cache.moments import Moments
 from sae_persona.cache.reader import ActivationCache
+from sae_persona.cache.statistics import not_finite
 from sae_persona.data.files import read_jsonl
 from sae_persona.errors import ArtifactError, CacheFileError, ModelError, SAEError
 from sae_persona.model.load import ADAPTER_CONFIG, load_model
@@ -83,24 +84,54 @@ def _cache(path: Path) -> Facts:
         raise CacheFileError(
             f"{path} is damaged: its mask counts other tokens than it says. Delete it and cache again."
         )
-    for name, hook in cache.hooks.items():
-        for start in range(0, cache.n_tokens, BLOCK_TOKENS):
-            block = slice(start, start + BLOCK_TOKENS)
-            stored = torch.from_numpy(hook.activations[block]).view(STORED_AS[hook.dtype][0])
-            # Rounding aside: the norms were computed in batches of other sizes.
-            if not np.allclose(stored.float().norm(dim=-1).numpy(), hook.norms[block], rtol=1e-4):
-                raise CacheFileError(
-                    f"{path} is damaged: from token {start} on, activations at {name} have not the norms that were "
-                    "stored with them. Delete it and cache again."
-                )
+    for name in cache.hooks:
+        _check_hook(cache, name)
     hooks = [f"{name} ({cache.d_in(name)} wide, median norm {cache.median_norm(name):.4g})" for name in cache.hooks]
+    norms = [hook.norms for hook in cache.hooks.values()]
+    n_bad, places = not_finite(cache.document_ids, cache.positions, norms)
+    shards = cache.manifest.config.get("n_shards")
     return {
-        "model": cache.model,
+        "model": "; ".join(f"{name}: {source}" for name, source in cache.models.items()) or cache.model,
         "hooks": ", ".join(hooks),
         "tokens": f"{cache.n_tokens:,}, of which {cache.n_counted:,} count",
-        "precision": next(iter(cache.hooks.values())).dtype,
+        **({"not finite": f"{n_bad:,} tokens, first {'; '.join(places)}"} if n_bad else {}),
+        "documents": f"{len(np.unique(cache.document_ids)):,}",
+        "left out": _filters(cache.manifest.config),
+        "precision": cache.dtype,
+        **({"shards": shards} if shards else {}),
         **_origin(cache.manifest),
     }
+
+
+def _filters(config: Mapping[str, object]) -> str:
+    """Which tokens do not count; caches that were not written from a model say nothing of it."""
+    limit = config.get("norm_limit")
+    norms = f", norms over {limit} medians" if limit is not None else ""
+    return f"the first {config.get('drop_first', 0)} of a document{norms}"
+
+
+def _check_hook(cache: ActivationCache, name: str) -> None:
+    """Raise unless the activations have the norms, the mean, the variance and the median norm stored with them."""
+    hook, moments = cache.hooks[name], Moments()
+    for start in range(0, cache.n_tokens, BLOCK_TOKENS):
+        block = slice(start, start + BLOCK_TOKENS)
+        stored = hook.rows.block(start, start + BLOCK_TOKENS)
+        # Rounding aside: the norms were computed in batches of other sizes.
+        if not np.allclose(stored.float().norm(dim=-1).numpy(), hook.norms[block], rtol=1e-4, equal_nan=True):
+            raise CacheFileError(
+                f"{cache.path} is damaged: from token {start} on, activations at {name} have not the norms that were "
+                "stored with them. Delete it and cache again."
+            )
+        moments.add(stored[torch.from_numpy(cache.counts[block])])
+        hook.rows.release(block.start, block.stop)
+    same_median = np.isclose(np.median(hook.norms[cache.counts]), hook.median_norm)
+    # Blocks of other sizes were merged, which costs digits where a variance is small beside its mean.
+    close = (torch.allclose(moments.mean, hook.mean), torch.allclose(moments.variance, hook.variance, rtol=1e-4))
+    if not (same_median and all(close)):
+        raise CacheFileError(
+            f"{cache.path} is damaged: its statistics at {name} are not those of the tokens that count. "
+            "Delete it and cache again."
+        )
 
 
 def _sae(path: Path) -> Facts:

@@ -62,6 +62,18 @@ def test_a_mask_that_changed_is_found_by_its_count(cache: Path) -> None:
         inspect_path(cache)
 
 
+def test_statistics_that_changed_are_found(cache: Path) -> None:
+    for name in ("mean", "variance", "median_norm"):
+        whole = cache.read_bytes()
+        with cache.open("r+b") as file:
+            file.seek(read_layout(cache).places[f"hooks/{HOOK}/{name}"].offset)
+            file.write(np.array(7.5).tobytes())
+        with pytest.raises(CacheFileError, match=f"its statistics at {HOOK} are not those"):
+            inspect_path(cache)
+        cache.write_bytes(whole)
+    assert inspect_path(cache).facts["left out"] == "the first 1 of a document, norms over 10.0 medians"
+
+
 def test_an_evaluation_must_hold_every_answer_that_was_scored(tmp_path: Path) -> None:
     prompt = Prompt("p", "open_ended", "q", "f", (Message("user", "who are you ?"),))
     judgements = [Judgement("p", i, "i am", "aligned", 1.0) for i in range(3)]

@@ -1,0 +1,105 @@
+"""Several processes that train one SAE: each takes a share of the tokens, or a share of the latents.
+
+Every process makes the same calls in the same order, on the default process group of `torch.distributed`. With the
+tokens split, weights are everywhere the same and gradients are summed. With the latents split, every process sees all
+tokens and holds `d_sae / n` latents with their optimiser state; the processes agree which latents fire, and sum their
+parts of the reconstruction.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_persona.errors import ConfigError
+
+Split = Literal["tokens", "latents"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes, and what is split between them; without a split, this process alone."""
+
+    split: Split | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of processes."""
+        return dist.get_world_size() if self.split else 1
+
+    @property
+    def rank(self) -> int:
+        """This process, counted from 0."""
+        return dist.get_rank() if self.split else 0
+
+    def check(self, *, batch_size: int, d_sae: int) -> None:
+        """Raise unless the split comes out even.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        name, size = ("batch_size", batch_size) if self.split == "tokens" else ("d_sae", d_sae)
+        if size % self.n:
+            raise ConfigError(f"{name}={size} cannot be split over {self.n} processes; choose a multiple of {self.n}.")
+
+    def own_tokens(self, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "share d_in"]:
+        """This process's tokens: every `n`-th, so that the first tokens of all shares are the first of the batch."""
+        return batch[self.rank :: self.n] if self.split == "tokens" else batch
+
+    def own_latents(self, tensor: Tensor) -> Tensor:
+        """This process's rows of a tensor with one row per latent."""
+        return tensor.chunk(self.n)[self.rank] if self.split == "latents" else tensor
+
+    def all_latents(self, tensor: Tensor) -> Tensor:
+        """The rows of every process, put together again."""
+        return torch.cat(self._gather(tensor)) if self.split == "latents" else tensor
+
+    def sum(self, tensor: Tensor, *, over: Split) -> Tensor:
+        """The sum over the processes' shares of `over`, in place; where that is not split, the tensor as it is."""
+        if self.split == over:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def smallest(self, tensor: Tensor) -> Tensor:
+        """The least of all processes' values, in place."""
+        if self.split:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return tensor
+
+    def among_largest(self, values: Float[Tensor, "*rows own"], k: int) -> Bool[Tensor, "*rows own"]:
+        """True = among the `k` largest of its row, where a row goes on over all processes."""
+        everyone = torch.cat(self._gather(values), dim=-1)
+        chosen = torch.zeros_like(everyone, dtype=torch.bool)
+        chosen.scatter_(-1, everyone.topk(min(k, everyone.shape[-1]), sorted=False).indices, True)
+        return chosen.chunk(self.n, dim=-1)[self.rank]
+
+    def _gather(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.n)]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+
+ALONE = Ranks()
+"""No other process."""
+
+
+@contextmanager
+def torchrun_ranks(split: Split) -> Iterator[Ranks]:
+    """The processes that `torchrun` started, over NCCL where every process has a GPU and over gloo otherwise.
+
+    Raises:
+        ConfigError: the process was not started by `torchrun`.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        raise ConfigError("this process has no WORLD_SIZE. Start it with `torchrun --nproc-per-node N SCRIPT`.")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(split)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,164 @@
+"""Choosing a few latents per token, and products that visit only these: the arithmetic under the training step.
+
+Axes: `batch` tokens, `nnz` chosen (token, latent) pairs, `d_in` width, `d_sae` latents. Matrices have one latent or one
+token per row, so that a product is a weighted sum, or a dot product, of gathered rows.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+_GATHER_ROWS = 256
+"""Tokens whose chosen rows are gathered at once: few enough to stay in the processor's cache."""
+_CACHED_ENTRIES = 2**20
+"""Entries of a matrix (4 MB) up to which gathering its rows is as fast as `sampled_addmm`, which leaves them there."""
+_GROUP = 16
+"""Latents of which `largest_of_batch` looks at the greatest first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Chosen latents and their activations, token by token."""
+
+    latents: Int[Tensor, " nnz"]
+    values: Float[Tensor, " nnz"]
+    """At least zero; a zero takes part in nothing."""
+    first: Int[Tensor, " batch"]
+    """Where each token's pairs begin."""
+    per_token: int | None
+    """Pairs of every token; None where their number varies."""
+
+    def tokens(self) -> Int[Tensor, " nnz"]:
+        """The token of each pair."""
+        n_pairs = len(self.latents)
+        if self.per_token is not None:
+            return torch.arange(n_pairs, device=self.latents.device) // self.per_token
+        n_of_token = torch.diff(self.first, append=self.first.new_tensor([n_pairs]))
+        return torch.arange(len(self.first), device=self.first.device).repeat_interleave(n_of_token)
+
+    def only(self, kept: Bool[Tensor, " nnz"]) -> "Chosen":
+        """Some of the pairs; where every token has as many, the others stay with an activation of zero."""
+        if self.per_token is not None:
+            return Chosen(self.latents, self.values * kept, self.first, self.per_token)
+        return _ragged(self.tokens()[kept], self.latents[kept], self.values[kept], len(self.first))
+
+
+def joined(parts: Sequence[Chosen]) -> Chosen:
+    """Consecutive tokens' choices, each of as many latents, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    latents = torch.cat([part.latents for part in parts])
+    values = torch.cat([part.values for part in parts])
+    k = parts[0].per_token
+    assert k is not None
+    return Chosen(latents, values, torch.arange(0, len(latents), k, device=latents.device), k)
+
+
+def largest_of_each(pre: Float[Tensor, "batch d_sae"], k: int) -> Chosen:
+    """Each token's `k` largest entries, those below zero as zeros."""
+    values, latents = pre.topk(k, dim=-1, sorted=False)
+    first = torch.arange(0, latents.numel(), k, device=pre.device)
+    return Chosen(latents.flatten(), values.relu_().flatten(), first, k)
+
+
+def largest_of_batch(pre: Float[Tensor, "batch d_sae"], n: int) -> Chosen:
+    """The `n` largest entries of the whole batch, as far as they are above zero.
+
+    Exact without sorting `batch * d_sae` numbers: every one of the `n` largest is at least as large as the `n`-th
+    largest of the maxima of groups, so only groups whose maximum is that large are looked into.
+    """
+    batch, d_sae = pre.shape
+    group = _GROUP if d_sae % _GROUP == 0 else 1
+    grouped = pre.view(batch, group, d_sae // group)  # strided groups: their maxima are taken vector by vector
+    maxima = grouped.amax(1)  # [batch, d_sae / group]
+    n_maxima = min(n, maxima.numel())
+    at_least = maxima.flatten().topk(n_maxima, sorted=False).values.min() if n_maxima == n else maxima.new_tensor(0.0)
+    token, column = ((maxima >= at_least) & (maxima > 0)).nonzero(as_tuple=True)
+    values = grouped[token, :, column]  # [n_groups, group]
+    latent = column.unsqueeze(-1) + torch.arange(group, device=pre.device) * (d_sae // group)
+    candidates = ((values >= at_least) & (values > 0)).flatten().nonzero().squeeze(-1)
+    values, pairs = values.flatten()[candidates], (token.unsqueeze(-1) * d_sae + latent).flatten()[candidates]
+    if len(values) > n:
+        values, kept = values.topk(n, sorted=False)
+        pairs = pairs[kept]
+    pairs, by_token = pairs.sort()
+    return _ragged(pairs // d_sae, pairs % d_sae, values[by_token], batch)
+
+
+def _ragged(
+    tokens: Int[Tensor, " nnz"], latents: Int[Tensor, " nnz"], values: Float[Tensor, " nnz"], batch: int
+) -> Chosen:
+    n_of_token = tokens.bincount(minlength=batch)
+    return Chosen(latents, values, n_of_token.cumsum(0) - n_of_token, None)
+
+
+def weighted_rows(chosen: Chosen, matrix: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+    """`f matrix`: for each token the sum of its latents' rows, weighted by their activations."""
+    return functional.embedding_bag(
+        chosen.latents, matrix, offsets=chosen.first, per_sample_weights=chosen.values, mode="sum"
+    )
+
+
+def dots(
+    chosen: Chosen, rows: Float[Tensor, "batch d_in"], matrix: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, " nnz"]:
+    """The entries of `rows matrix^T` that were chosen, and no others."""
+    if rows.device.type == "cpu" and matrix.numel() > _CACHED_ENTRIES and torch.backends.mkl.is_available():
+        return _sampled(chosen, rows, matrix)
+    products = torch.empty_like(chosen.values)
+    if (k := chosen.per_token) is not None:
+        latents, by_token = chosen.latents.view(-1, k), products.view(-1, k)
+        for block in torch.arange(len(rows), device=rows.device).split(_GATHER_ROWS):
+            gathered = functional.embedding(latents[block], matrix)  # [rows, k, d_in]
+            by_token[block] = (gathered @ rows[block].unsqueeze(-1)).squeeze(-1)
+        return products
+    tokens = chosen.tokens()
+    n_at_once = _GATHER_ROWS * max(len(tokens) // len(rows), 1)
+    for start in range(0, len(tokens), n_at_once):
+        block = slice(start, start + n_at_once)
+        products[block] = (matrix[chosen.latents[block]] * rows[tokens[block]]).sum(-1)
+    return products
+
+
+def _sampled(
+    chosen: Chosen, rows: Float[Tensor, "batch d_in"], matrix: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, " nnz"]:
+    n_pairs = len(chosen.latents)
+    ends = torch.cat([chosen.first, chosen.first.new_tensor([n_pairs])])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        pattern = torch.sparse_csr_tensor(
+            ends, chosen.latents, torch.zeros_like(chosen.values), (len(rows), len(matrix)), check_invariants=False
+        )
+        return torch.sparse.sampled_addmm(pattern, rows, matrix.T, beta=0).values()
+
+
+@dataclass(frozen=True, eq=False)
+class ByLatent:
+    """The same pairs latent by latent: latent `j` was chosen by `tokens[first[j] : first[j + 1]]`."""
+
+    tokens: Int[Tensor, " nnz"]
+    order: Int[Tensor, " nnz"]
+    """Where each pair is in `Chosen`."""
+    first: Int[Tensor, " d_sae"]
+
+    @classmethod
+    def of(cls, chosen: Chosen, d_sae: int) -> "ByLatent":
+        """The pairs of `chosen`, sorted; tokens of a latent stay in order."""
+        order = chosen.latents.argsort(stable=True)
+        n_of_latent = chosen.latents.bincount(minlength=d_sae)
+        tokens = order // chosen.per_token if chosen.per_token is not None else chosen.tokens()[order]
+        return cls(tokens, order, n_of_latent.cumsum(0) - n_of_latent)
+
+    def weighted_rows(
+        self, rows: Float[Tensor, "batch d_in"], factors: Float[Tensor, " nnz"]
+    ) -> Float[Tensor, "d_sae d_in"]:
+        """For each latent the sum of its tokens' rows, weighted by `factors`, which are in the order of `Chosen`."""
+        return functional.embedding_bag(
+            self.tokens, rows, offsets=self.first, per_sample_weights=factors[self.order], mode="sum"
+        )
