@@ -113,7 +113,7 @@ def train(
     seed: SettingsSeed = None,
     device: Device = "cpu",
 ) -> None:
-    """Train a TopK SAE on a cache, in SAELens's format.
+    """Train an SAE on a cache, in SAELens's format.
 
     A killed run goes on from DIR.checkpoint.
     """
@@ -126,7 +126,7 @@ def train(
     with bars() as progress:
         last = train_on_cache(activations, out, settings, hook_name=hook, device=device, progress=progress)
     typer.echo(
-        f"{out}: {settings.d_sae:,} latents, {settings.k} active; on the last batch explained variance "
+        f"{out}: {settings.d_sae:,} latents; on the last batch {last['metrics/l0']:.1f} active, explained variance "
         f"{last['metrics/explained_variance']:.3f}, {last['sparsity/dead_features']:,} latents dead"
     )
 

@@ -20,7 +20,6 @@ from sae_persona.sae.learner import Centring
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from sae_lens.saes.sae import TrainStepOutput
 
 _OURS_TO_SAY = {"d_in", "d_sae", "k", "dtype", "device", "apply_b_dec_to_input", "normalize_activations", "metadata"}
 """Fields of SAELens's training configs that follow from ours."""
@@ -51,10 +50,11 @@ class SAELensLearner:
             sizes["k"] = config.k
         if config.architecture == "matching_pursuit":
             sizes["decoder_init_norm"] = 1.0  # the only value that it takes, and not its default
+        settings: dict[str, Any] = sizes | config.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             try:
-                sae = sae_class(config_class(**(sizes | config.options)))
+                sae = sae_class(config_class(**settings))
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"SAELens refuses options for {config.architecture}: {error}") from error
         peak = config.lr_at(0)  # overwritten at every step
@@ -70,8 +70,8 @@ class SAELensLearner:
         self.step = 0
         self._trainer: Any = SAETrainer(trainer_config, sae, iter(()))
 
-    def advance(self, z: Float[Tensor, "batch d_in"]) -> "TrainStepOutput":
-        """One step of SAELens's trainer, at the learning rate of our schedule."""
+    def advance(self, z: Float[Tensor, "batch d_in"]) -> Any:
+        """One step of SAELens's trainer, at the learning rate of our schedule; its `TrainStepOutput`."""
         for group in self._trainer.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
         result = self._trainer.step(z)
@@ -79,7 +79,7 @@ class SAELensLearner:
         self.step += 1
         return result
 
-    def record(self, result: "TrainStepOutput", _z: Float[Tensor, "batch d_in"]) -> dict[str, float]:
+    def record(self, result: Any, _z: Float[Tensor, "batch d_in"]) -> dict[str, float]:
         """SAELens's own record of the step."""
         record = self._trainer.build_train_step_log_dict(result, self.step * self.config.batch_size)
         return record | {"details/current_learning_rate": self.config.lr_at(self.step - 1)}
