@@ -217,11 +217,18 @@ def _pieces(path: Path, manifest: Manifest, view: h5py.Dataset, locking: bool) -
         shard = path.with_name(source.file_name)
         if not shard.is_file():
             raise CacheFileError(f"{path} is made of shards, and {shard.name} is not beside it. Put it back.")
-        with h5py.File(shard, "r", locking=locking) as file:
-            if Manifest.from_json(str(file.attrs["manifest"])).fingerprint != manifest.inputs.get(shard.name):
-                raise CacheFileError(f"{shard} is no shard of {path}, but of another cache. Put the right one there.")
-            activations: Any = file[source.dset_name]
-            found.append(_place(shard, activations))
+        try:
+            with h5py.File(shard, "r", locking=locking) as file:
+                fingerprint = Manifest.from_json(str(file.attrs["manifest"])).fingerprint
+                activations: Any = file[source.dset_name]
+                found.append(_place(shard, activations))
+        except (OSError, KeyError, ValueError, ArtifactError) as error:
+            raise CacheFileError(
+                f"{shard}, a shard of {path}, cannot be read: truncated, damaged or of another format ({error}). "
+                "Delete both and cache again: whole shards are kept."
+            ) from error
+        if fingerprint != manifest.inputs.get(shard.name):
+            raise CacheFileError(f"{shard} is no shard of {path}, but of another cache. Put the right one there.")
     return tuple(found)
 
 

@@ -69,6 +69,8 @@ def write_shards(
         cache = ActivationCache.open(path)
         check_same(path, cache.manifest, index)
         return cache
+    if partial_path(path).exists():
+        check_same(partial_path(path), read_layout(partial_path(path)).manifest, index)
     with disk_errors(partial_path(paths[rank])):
         _write_shard(paths[rank], task, manifests[rank], shares[rank], progress)
     dist.barrier()  # all shards are whole
@@ -137,19 +139,19 @@ def _write_shard(
 def _join(path: Path, task: WritingTask, manifest: Manifest, shards: Sequence[Path]) -> dict[str, object]:
     """Make the file that stands for all shards, with the mask and the statistics over all of them."""
     partial = partial_path(path)
-    if partial.exists():
-        check_same(partial, read_layout(partial).manifest, manifest)
+    new = partial.with_name(f"{partial.name}.new")
     with ExitStack() as stack:
         parts = [stack.enter_context(open_unfinished(shard)) for shard in shards]
         n_tokens = [part.layout.n_tokens for part in parts]
         create_layout(
-            partial,
+            new,
             n_tokens=sum(n_tokens),
             widths=task.widths,
             dtype=task.dtype,
             attributes=attributes_of(task, manifest),
             pieces=[Piece(shard.name, n) for shard, n in zip(shards, n_tokens, strict=True)],
         )
+        new.replace(partial)
         index = stack.enter_context(open_unfinished(partial))
         norms = [f"hooks/{hook}/norms" for hook in index.layout.hooks]
         for name in (*TOKEN_COLUMNS, *norms):

@@ -108,7 +108,7 @@ def _check_models(models: Mapping[str, LoadedModel]) -> None:
         raise ConfigError("no model was given; a cache needs at least one.")
     first_name, first = next(iter(models.items()))
     for name, model in models.items():
-        if len(models) > 1 and not _MODEL_NAME.fullmatch(name):
+        if (name or len(models) > 1) and not _MODEL_NAME.fullmatch(name):
             raise ConfigError(f"a model is called {name!r}; expected letters, digits, '_', '-' and '.', no space.")
         if model.tokenizer.get_vocab() != first.tokenizer.get_vocab():
             raise IncompatibleError(

@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sae_persona.cache.reader import ActivationCache
+from sae_persona.cache.reader import ActivationCache, partial_path
 from sae_persona.cache.shards import shard_path, share_out, write_shards
 from sae_persona.cache.task import plan_writing
 from sae_persona.cache.writer import write_cache
-from sae_persona.data.tokens import Part, TokenRow
+from sae_persona.data.tokens import Part, TokenRow, text_row
 from sae_persona.errors import CacheFileError, ConfigError
 from sae_persona.model.load import LoadedModel
 
@@ -42,17 +42,18 @@ def test_two_processes_write_what_one_writes(tiny_model: LoadedModel, tmp_path: 
     options += ["--hook", HOOKS[0], "--hook", HOOKS[1], "--dtype", "bfloat16", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launcher, name in (([], "one"), (torchrun, "two")):
-        command = [sys.executable, *launcher, "-m", "sae_persona", *options, str(tmp_path / f"{name}.h5")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("plan: 30 documents") == 1
+    command = [sys.executable, *torchrun, "-m", "sae_persona", *options, str(tmp_path / "two.h5")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("plan: 30 documents") == 1
+    rows = [text_row(text, tiny_model.tokenizer) for text in texts]
+    one = write_cache(tiny_model, rows, tmp_path / "one.h5", hook_names=HOOKS, batch_size=4, dtype="bfloat16")
     assert sorted(path.name for path in tmp_path.glob("two*")) == [
         "two-00000-of-00002.h5",
         "two-00001-of-00002.h5",
         "two.h5",
     ]
-    one, two = (ActivationCache.open(tmp_path / f"{name}.h5") for name in ("one", "two"))
+    two = ActivationCache.open(tmp_path / "two.h5")
     assert (one.n_tokens, one.n_counted) == (two.n_tokens, two.n_counted)
     for column in ("token_ids", "positions", "document_ids", "parts", "counts"):
         assert np.array_equal(getattr(one, column), getattr(two, column)), column
@@ -86,6 +87,16 @@ def test_an_index_is_made_of_the_shards_that_are_there_and_read_by_any_hdf5_read
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_cache_that_one_process_began_is_left_alone(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "acts.h5"
+    write_cache(tiny_model, ROWS, path, hook_names=HOOKS, batch_size=4)
+    path.rename(partial_path(path))
+    with pytest.raises(CacheFileError, match=r"acts\.h5\.partial was made otherwise: n_shards=None"):
+        write_shards(tiny_model, ROWS, path, hook_names=HOOKS, batch_size=4)
+    assert sorted(entry.name for entry in tmp_path.glob("acts*")) == ["acts.h5.partial"]
+
+
+@pytest.mark.usefixtures("alone")
 def test_shards_that_are_missing_foreign_or_opened_alone_are_refused(tiny_model: LoadedModel, tmp_path: Path) -> None:
     path, other = tmp_path / "acts.h5", tmp_path / "other.h5"
     write_shards(tiny_model, ROWS, path, hook_names=HOOKS, batch_size=4)
@@ -97,7 +108,9 @@ def test_shards_that_are_missing_foreign_or_opened_alone_are_refused(tiny_model:
     with pytest.raises(CacheFileError, match="is no shard of"):
         ActivationCache.open(path)
     shard.write_bytes(b"foreign")
-    with pytest.raises(CacheFileError, match="truncated, damaged"):
+    with pytest.raises(
+        CacheFileError, match=r"acts-00000-of-00001\.h5, a shard of .*acts\.h5, cannot be read: truncated"
+    ):
         ActivationCache.open(path)
     shard.unlink()
     with pytest.raises(CacheFileError, match=r"acts-00000-of-00001\.h5 is not beside it"):

@@ -134,6 +134,8 @@ def test_models_that_do_not_belong_together_are_refused(tiny_model: LoadedModel,
         cache_documents({"a": tiny_model, "b": half}, tmp_path / "a.h5")  # pyright: ignore
     with pytest.raises(ConfigError, match="a model is called 'a/b'"):
         cache_documents({"a/b": tiny_model, "b": tiny_model}, tmp_path / "a.h5")  # pyright: ignore
+    with pytest.raises(ConfigError, match="a model is called 'c d'"):
+        cache_documents({"c d": tiny_model}, tmp_path / "a.h5")  # pyright: ignore
     with pytest.raises(ConfigError, match="no model was given"):
         cache_documents({}, tmp_path / "a.h5")  # pyright: ignore
     assert os.listdir(tmp_path) == ["half"]
@@ -195,7 +197,7 @@ def test_after_kill_9_the_same_call_continues_and_gives_the_same_bytes(
 
 def test_five_kills_at_any_moment_leave_the_same_bytes(tiny_model: LoadedModel, tmp_path: Path) -> None:
     """Not between steps of ours, but whenever the signal comes."""
-    path, rows = tmp_path / "killed.h5", documents(3000)
+    path, rows = tmp_path / "killed.h5", documents(1000)
     kills, seconds = 0, 0.02
     while kills < 5:
         pid = os.fork()
@@ -229,6 +231,25 @@ def test_committed_batches_are_not_computed_again(tiny_model: LoadedModel, tmp_p
     with edit_residual(tiny_model.hf, FIRST, lambda resid, _: seen.append(len(resid)) or resid):
         cache_documents(tiny_model, path)
     assert seen == [4, 1], "of the batches of 4, 4 and 1 documents the first was there"
+
+
+def test_a_file_that_an_older_writer_left_is_gone_on_with(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """Layout version 1 kept no moments of blocks."""
+
+    def stop(_n: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_documents(tiny_model, tmp_path / "old.h5", progress=stop)
+    with h5py.File(partial_path(tmp_path / "old.h5"), "r+") as file:
+        file.attrs["format_version"] = 1
+        for hook in (FIRST, LAST):
+            del file[f"hooks/{hook}/block_mean"], file[f"hooks/{hook}/block_squares"]
+    old, new = (cache_documents(tiny_model, tmp_path / f"{name}.h5") for name in ("old", "new"))
+    for hook in (FIRST, LAST):
+        assert torch.equal(old.read(hook), new.read(hook))
+        assert torch.equal(old.mean(hook), new.mean(hook))
+        assert torch.equal(old.variance(hook), new.variance(hook))
 
 
 def test_a_finished_cache_is_opened_and_not_written_again(tiny_model: LoadedModel, tmp_path: Path) -> None:
