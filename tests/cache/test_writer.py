@@ -95,6 +95,10 @@ def test_an_outlier_at_one_hook_counts_at_none(tiny_model: LoadedModel, tmp_path
         cache = cache_documents(tiny_model, tmp_path / "a.h5", norm_limit=10.0)
     assert cache.counts.tolist() == ((cache.positions >= 1) & (cache.positions != 2)).tolist()
     assert cache.median_norm(FIRST) == pytest.approx(np.median(cache.hooks[FIRST].norms[cache.counts]))
+    for hook in (FIRST, LAST):
+        counted = cache.read(hook)[cache.counts].double()
+        torch.testing.assert_close(cache.mean(hook), counted.mean(0))
+        torch.testing.assert_close(cache.variance(hook), counted.var(0, correction=0))
 
 
 def test_the_limit_on_norms_can_be_lifted(tiny_model: LoadedModel, tmp_path: Path) -> None:
