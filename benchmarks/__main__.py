@@ -1,10 +1,13 @@
 """Run the benchmark sections: `python -m benchmarks [SECTION …]`.
 
 A section is a file `benchmarks/NAME.py`: a docstring whose first line says what is measured, and a function
-`run() -> Iterable[Mapping[str, object]]` that yields one row of its table at a time.
+`run() -> Iterable[Mapping[str, object]]` that yields one row of its table at a time. The rows are also written to
+`runs/bench/NAME.json`.
 """
 
 import importlib
+import importlib.metadata
+import json
 import pkgutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -28,6 +31,17 @@ def as_table(rows: Iterable[Mapping[str, object]]) -> Table:
     return table
 
 
+def write_rows(name: str, rows: list[Mapping[str, object]]) -> None:
+    """Keep the rows with the versions that were measured; values JSON has no number for become text."""
+    import torch
+
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "sae-lens")}
+    path = Path("runs/bench") / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [{key: value if value == value else "nan" for key, value in row.items()} for row in rows]
+    path.write_text(json.dumps({"versions": versions, "threads": torch.get_num_threads(), "rows": kept}, indent=1))
+
+
 def main(wanted: list[str]) -> int:
     known = section_names()
     if not known:
@@ -40,7 +54,9 @@ def main(wanted: list[str]) -> int:
     for name in wanted or known:
         section = importlib.import_module(f"benchmarks.{name}")
         print(f"{name}: {(section.__doc__ or '').partition(chr(10))[0]}")
-        Console().print(as_table(section.run()))
+        rows = list(section.run())
+        Console().print(as_table(rows))
+        write_rows(name, rows)
     return 0
 
 

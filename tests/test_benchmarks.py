@@ -1,5 +1,6 @@
 """`python -m benchmarks` runs the sections it is asked for."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,9 @@ def test_a_file_is_a_section_and_its_rows_are_a_table(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "adding: How long a sum takes." in done.stdout
     assert "0.1235" in done.stdout
+    kept = json.loads((tmp_path / "runs" / "bench" / "adding.json").read_text())
+    assert kept["rows"] == [{"n": 2, "seconds": 0.12345678}]
+    assert set(kept["versions"]) == {"torch", "sae-lens"}
 
 
 def test_an_unknown_section_is_one_line_and_status_2(tmp_path: Path) -> None:

@@ -59,6 +59,20 @@ def test_a_trained_sae_says_how_it_was_trained(
     assert read_manifest(tmp_path / "sae") == manifest
 
 
+def test_a_batchtopk_sae_is_saelenss_to_the_same_numbers(
+    cache_of: Callable[[torch.Tensor], ActivationCache], tmp_path: Path, manifest: Manifest
+) -> None:
+    from sae_lens import SAE
+
+    config = TrainConfig(architecture="batchtopk", d_sae=8, k=2, n_tokens=640, batch_size=32)
+    trained = train_sae(cache_of(torch.randn(50, 4)), HOOK, config)
+    save_sae(trained, tmp_path / "sae", manifest=manifest)
+    for loaded in (SAE.load_from_disk(tmp_path / "sae"), load_sae(tmp_path / "sae")):
+        assert type(loaded).__name__ == "JumpReLUSAE"
+        assert loaded.cfg.metadata.training_architecture == "batchtopk"
+        torch.testing.assert_close(loaded(X[:, :4]), trained(X[:, :4]), rtol=0, atol=1e-5)
+
+
 def test_metrics_are_kept_beside_the_training_config(sae: "TopKSAE", tmp_path: Path, manifest: Manifest) -> None:
     sae.cfg.metadata.sae_persona = {"config": {"k": 3}}
     metrics = SAEMetrics(100, 3.0, 0.5, 0.1, 0.9, 0.0, (0.25,) * 12, 1.0, 1.5, 3.0, 0.75)
