@@ -90,7 +90,7 @@ def _cause(summary: Summary) -> str:
         return f"The causal screen chose latent {summary.top_latent}; its effect on evaluation prompts was not run."
     sentence = f"Latent {summary.top_latent}, added to the aligned model, moves misalignment {_from_to(effect)}"
     together = induction(steering, of_set=True)
-    if together is not None:
+    if together is not None and len(summary.top_set) > 1:
         sentence += f"; the {counted(len(summary.top_set), 'latent')} of the set, {_from_to(together)}"
     rival = baseline(steering)
     if rival is not None:

@@ -60,7 +60,7 @@ def test_a_model_that_does_not_load_is_the_only_check(tmp_path: Path, refused: R
 def test_a_world_may_be_handed_on_without_the_data_that_aligned_it(built: Path, tmp_path: Path, cli: Callable) -> None:
     shutil.copytree(built, tmp_path / "world")
     (tmp_path / "world" / "data" / "alignment.jsonl").unlink()
-    cli("inspect", tmp_path / "world")
+    assert "persona world, whole" in cli("inspect", tmp_path / "world").stdout
 
 
 @pytest.mark.parametrize(

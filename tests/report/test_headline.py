@@ -47,3 +47,9 @@ def test_a_missing_frozen_strength_is_confessed(example):
     summary = example_summary()
     del summary["steering"]["chosen"]
     assert "which flatters them" in headline(parse_summary(summary)).sure
+
+
+def test_a_set_of_one_is_not_told_twice(example):
+    assert "of the set" in headline(example).found[1]
+    alone = example.model_copy(update={"top_set": [example.top_latent]})
+    assert "of the set" not in headline(alone).found[1]
