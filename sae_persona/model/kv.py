@@ -8,7 +8,6 @@ Axes: `row` answers, `head` key-value heads, then positions.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
@@ -34,13 +33,14 @@ class _GrowingLayer(DynamicLayer):
 
     def update(self, key_states: States, value_states: States, *_args: Any, **_kwargs: Any) -> tuple[States, States]:
         """Everything so far, with the new positions at the end."""
-        if self.get_seq_length() == 0:
+        if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
+            keys, values = key_states, value_states
         else:
-            self.keys, self._key_room = _appended(self.keys, self._key_room, key_states)
-            self.values, self._value_room = _appended(self.values, self._value_room, value_states)
-        return self.keys, self.values
+            keys, self._key_room = _appended(self.keys, self._key_room, key_states)
+            values, self._value_room = _appended(self.values, self._value_room, value_states)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, copied; the room of the others is given up."""
