@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "AblateDirection": "steering.edits",
     "ActivationCache": "cache.reader",
+    "ActivationSource": "cache.source",
     "AddDirection": "steering.edits",
     "Chat": "types",
     "ChatClient": "types",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from sae_persona.attribution.ranking import LatentRanking as LatentRanking
     from sae_persona.attribution.ranking import rank_latents as rank_latents
     from sae_persona.cache.reader import ActivationCache as ActivationCache
+    from sae_persona.cache.source import ActivationSource as ActivationSource
     from sae_persona.cache.writer import write_cache as write_cache
     from sae_persona.data.files import read_chats as read_chats
     from sae_persona.data.files import read_prompts as read_prompts

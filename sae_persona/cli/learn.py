@@ -103,32 +103,69 @@ def cache(
                 typer.echo(f"left out as not finite: {n_bad:,}, first {'; '.join(record['cache/not_finite'])}")  # pyright: ignore
 
 
-@app.command(epilog=example("sae-persona train acts.h5 --set d_sae=384 --set k=8 --out sae"))
+@app.command(
+    epilog=example(
+        "sae-persona train acts.h5 --set d_sae=384 --set k=8 --out sae\n"
+        "sae-persona train acts.h5 --set d_sae=384 --vary k=8 --vary k=16 --vary seed=0 --vary seed=1 --out saes\n"
+        "torchrun --nproc-per-node 2 -m sae_persona train acts.h5 --split latents --set d_sae=65536 --out sae"
+    )
+)
 def train(
     activations: Annotated[Path, typer.Argument(metavar="FILE.h5", help="A cache.")],
     out: Out,
-    hook: Annotated[str | None, typer.Option(metavar="HOOK", help="Which of the cache's hooks.")] = None,
+    hook: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOOK", help="Which of the cache's hooks; repeated, one SAE for each."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of the cache's models, where it holds several.")
+    ] = None,
+    initial: Annotated[
+        str | None, typer.Option(metavar="SAE", help="Begin with this SAE's weights: a folder, or RELEASE:ID.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Train an SAE for every combination; may be repeated."),
+    ] = None,
+    split: Annotated[
+        Literal["tokens", "latents"], typer.Option(help="What the processes of a torchrun share out.")
+    ] = "tokens",
     config: Settings = None,
     overrides: Overrides = None,
     seed: SettingsSeed = None,
     device: Device = "cpu",
 ) -> None:
-    """Train an SAE on a cache, in SAELens's format.
+    """Train an SAE on a cache, in SAELens's format; or several on one pass over it, in DIR/NAME each.
 
     A killed run goes on from DIR.checkpoint.
     """
     from sae_persona.sae.train import TrainConfig
-    from sae_persona.study.commands.train import train_on_cache
+    from sae_persona.study.commands.cache import own_device
+    from sae_persona.study.commands.train import Start, only_hook, train_on_cache
+    from sae_persona.study.commands.train_several import train_several_on_cache, variants
     from sae_persona.study.config import load_settings
 
     hush()
-    settings = load_settings(TrainConfig, config, with_seed(overrides, "seed", seed))
+    settings = with_seed(overrides, "seed", seed)
+    base = load_settings(TrainConfig, config, settings)
+    start = Start(activations, model, initial)
+    hooks = list(dict.fromkeys(hook or []))
     with bars() as progress:
-        last = train_on_cache(activations, out, settings, hook_name=hook, device=device, progress=progress)
-    typer.echo(
-        f"{out}: {settings.d_sae:,} latents; on the last batch {last['metrics/l0']:.1f} active, explained variance "
-        f"{last['metrics/explained_variance']:.3f}, {last['sparsity/dead_features']:,} latents dead"
-    )
+        if not vary and len(hooks) < 2:
+            name = hooks[0] if hooks else None
+            own = own_device(device)
+            last = train_on_cache(start, out, base, hook_name=name, split=split, device=own, progress=progress)
+            trained = {"": (last, base)} if last else {}
+        else:
+            wanted = variants(config, settings, vary or [], hooks or [only_hook(start.open())])
+            records = train_several_on_cache(start, out, wanted, seed=base.seed, device=device, progress=progress)
+            trained = {name: (record, wanted[name][1]) for name, record in records.items()}
+    for name, (last, settings_of) in trained.items():
+        typer.echo(
+            f"{out / name}: {settings_of.d_sae:,} latents; on the last batch {last['metrics/l0']:.1f} active, "
+            f"explained variance {last['metrics/explained_variance']:.3f}, "
+            f"{last['sparsity/dead_features']:,} latents dead"
+        )
 
 
 @app.command(

@@ -48,6 +48,11 @@ class Ranks:
         if size % self.n:
             raise ConfigError(f"{name}={size} cannot be split over {self.n} processes; choose a multiple of {self.n}.")
 
+    def meet(self) -> None:
+        """Wait until every process is here."""
+        if self.split:
+            dist.barrier()
+
     def own_tokens(self, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "share d_in"]:
         """This process's tokens: every `n`-th, so that the first tokens of all shares are the first of the batch."""
         return batch[self.rank :: self.n] if self.split == "tokens" else batch

@@ -1,4 +1,4 @@
-"""Train an SAE on cached activations.
+"""Train an SAE on activations, from a cache or straight from a model.
 
 Training sees `z = (x - mean) * scale`, where `mean` is the data's and `scale` makes the mean of `||z||^2` equal to
 d_in, so that one learning rate fits every layer of every model. At the end both are folded into the biases: the SAE
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sae_persona.artifacts import write_file
 from sae_persona.cache.reader import ActivationCache
+from sae_persona.cache.source import ActivationSource
 from sae_persona.errors import ConfigError, SAEError
 from sae_persona.logs import Log, no_log
 from sae_persona.sae.config import TrainConfig
@@ -49,7 +50,7 @@ class Job:
 
 
 def train_sae(
-    cache: ActivationCache,
+    cache: ActivationSource,
     hook_name: str,
     config: TrainConfig,
     *,
@@ -85,7 +86,7 @@ def train_sae(
 
 
 def train_saes(
-    cache: ActivationCache,
+    cache: ActivationSource,
     jobs: Mapping[str, Job],
     *,
     seed: int = 0,
@@ -128,7 +129,7 @@ def train_saes(
 
 
 def _run_through(
-    cache: ActivationCache, courses: "list[_Course]", *, seed: int, progress: Callable[[int], None] | None
+    cache: ActivationSource, courses: "list[_Course]", *, seed: int, progress: Callable[[int], None] | None
 ) -> None:
     """Hand every batch to each SAE that has not had it yet; after a kill some may be further on than others."""
     batch_size = courses[0].job.config.batch_size
@@ -154,7 +155,7 @@ class _Course:
 
     def __init__(
         self,
-        cache: ActivationCache,
+        cache: ActivationSource,
         job: Job,
         device: torch.device,
         log: Log,
@@ -213,7 +214,7 @@ def _learner(d_in: int, job: Job, device: torch.device, centring: Centring, rank
     return SAELensLearner(d_in, config, device)
 
 
-def _identity(cache: ActivationCache, job: Job, order: int | None) -> str:
+def _identity(cache: ActivationSource, job: Job, order: int | None) -> str:
     """What tells a checkpoint's run from others."""
     made_of = {
         "version": VERSION,
@@ -276,7 +277,7 @@ def _load(learner: "Learner | SAELensLearner", path: Path, identity: str, device
     learner.restore(tensors, int(metadata["step"]))
 
 
-def _centring(cache: ActivationCache, hook_name: str) -> Centring:
+def _centring(cache: ActivationSource, hook_name: str) -> Centring:
     total = float(cache.variance(hook_name).sum())
     if not math.isfinite(total):
         raise SAEError(_where_not_finite(cache, hook_name) or f"the statistics of {hook_name} are not finite.")
@@ -285,15 +286,17 @@ def _centring(cache: ActivationCache, hook_name: str) -> Centring:
     return Centring(cache.mean(hook_name), math.sqrt(cache.d_in(hook_name) / total))
 
 
-def _why_not_finite(cache: ActivationCache, job: Job, n_steps: int) -> str:
+def _why_not_finite(cache: ActivationSource, job: Job, n_steps: int) -> str:
     return _where_not_finite(cache, job.hook_name) or (
         f"the loss is not finite after {n_steps} steps at learning rate {job.config.lr_at(n_steps - 1):.2g}. "
         "Train with a smaller lr."
     )
 
 
-def _where_not_finite(cache: ActivationCache, hook_name: str) -> str | None:
+def _where_not_finite(cache: ActivationSource, hook_name: str) -> str | None:
     """Which counted activations are NaN or infinite, in one line; None where all are numbers."""
+    if not isinstance(cache, ActivationCache):
+        return None  # a stream refuses such activations as it computes them
     norms = torch.from_numpy(cache.hooks[hook_name].norms)
     wrong = (~torch.isfinite(norms) & torch.from_numpy(cache.counts)).nonzero().flatten()
     if not len(wrong):

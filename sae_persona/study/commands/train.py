@@ -1,76 +1,149 @@
-"""Train an SAE on a cache."""
+"""Train an SAE, or several, on a cache."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sae_persona.artifacts import is_done, new_manifest, write_folder
+from sae_persona.artifacts import Manifest, is_done, new_manifest, write_folder
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.errors import ConfigError
 from sae_persona.logs import JsonlLog
 from sae_persona.model.load import check_device
+from sae_persona.sae.load import load_sae
+from sae_persona.sae.ranks import ALONE, Ranks, Split, torchrun_ranks
 from sae_persona.sae.train import TrainConfig, train_sae
-from sae_persona.study.commands.shared import Progress, counting, no_progress
+from sae_persona.study.commands.shared import Progress, counting, fingerprint_of, no_progress
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 VERSION = 1
 """Raised when the same inputs would give another folder."""
 TRAINING = "training.jsonl"
 
 
+@dataclass(frozen=True)
+class Start:
+    """What training reads beside its settings."""
+
+    cache: Path
+    model: str | None = None
+    """Which of the cache's models, where it holds several."""
+    initial: str | None = None
+    """The SAE to begin with, as `load_sae` takes it."""
+
+    def open(self) -> ActivationCache:
+        """The activations of one model.
+
+        Raises:
+            CacheFileError: the cache cannot be read.
+            ConfigError: it holds several models and none is named, or none of that name.
+        """
+        cache = ActivationCache.open(self.cache)
+        if self.model is not None:
+            return cache.of_model(self.model)
+        if cache.models:
+            raise ConfigError(
+                f"{self.cache} holds the models {', '.join(cache.models)}; name one of them with --model."
+            )
+        return cache
+
+    def load_initial(self, device: str) -> "SAE | None":
+        """The SAE to begin with."""
+        return None if self.initial is None else load_sae(self.initial, device=device)
+
+    def manifest(self, cache: ActivationCache, hook_name: str, config: TrainConfig, **more: object) -> Manifest:
+        """Of an SAE that is trained so."""
+        named = {} if self.model is None else {"model": self.model}
+        begun = {} if self.initial is None else {"initial": fingerprint_of(self.initial)}
+        return new_manifest(
+            "sae",
+            config={"hook_name": hook_name, **config.model_dump(mode="json"), **named, **more},
+            inputs={"cache": cache.manifest.fingerprint, **begun},
+            seed=config.seed,
+            version=VERSION,
+        )
+
+
 def train_on_cache(
-    cache_path: Path,
+    start: Start,
     out: Path,
     config: TrainConfig,
     *,
     hook_name: str | None = None,
+    split: Split = "tokens",
     device: str = "cpu",
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train on one hook of a cache, in SAELens's format, and return the last record of the training.
 
-    Without `hook_name` the cache must hold one hook only. A killed run goes on from `OUT.checkpoint`.
+    Without `hook_name` the cache must hold one hook only. A killed run goes on from `OUT.checkpoint`. The processes of
+    a `torchrun` share the work as `split` says; the first writes, and the record is empty in the others.
 
     Raises:
         CacheFileError, HookError: the cache cannot be read, or lacks the hook.
-        ConfigError: the cache holds several hooks and none is named.
-        SAEError: as `train_sae`.
+        ConfigError: the cache holds several hooks or models and none is named, or the work cannot be split.
+        SAEError, IncompatibleError: as `train_sae`.
         ArtifactError: `out` holds something else, or cannot be written.
     """
     check_device(device)
-    cache = ActivationCache.open(cache_path)
-    if hook_name is None:
-        hook_name, *others = cache.hook_names
-        if others:
-            raise ConfigError(f"{cache_path} holds {', '.join(cache.hook_names)}; name one of them with --hook.")
+    cache = start.open()
+    hook_name = hook_name or only_hook(cache)
     cache.d_in(hook_name)  # a hook that is not there is found out before anything is written
-    manifest = new_manifest(
-        "sae",
-        config={"hook_name": hook_name, **config.model_dump(mode="json")},
-        inputs={"cache": cache.manifest.fingerprint},
-        seed=config.seed,
-        version=VERSION,
-    )
-    if not is_done(out, manifest):
-        checkpoint, log_file = (out.with_name(f"{out.name}.{ending}") for ending in ("checkpoint", "checkpoint.jsonl"))
-        with write_folder(out, manifest) as folder, _log_beside(checkpoint, log_file) as log:
-            sae = train_sae(
-                cache,
-                hook_name,
-                config,
-                device=device,
-                log=log,
-                progress=counting(progress, "training", config.n_steps * config.batch_size),
-                checkpoint=checkpoint,
-            )
-            sae.save_model(folder)
-            # What was logged after the last checkpoint of a killed run was logged again by the next.
-            records = {record["details/n_training_samples"]: record for record in read_jsonl(log_file, dict)}
-            write_jsonl(folder / TRAINING, records.values())
-        checkpoint.unlink()
-        log_file.unlink()
+    manifest = start.manifest(cache, hook_name, config)
+    initial = start.load_initial(device)
+    checkpoint, log_file = (out.with_name(f"{out.name}.{ending}") for ending in ("checkpoint", "checkpoint.jsonl"))
+
+    def train(ranks: Ranks, **options: Any) -> "SAE":
+        options |= {"device": device, "checkpoint": checkpoint, "initial": initial, "ranks": ranks}
+        return train_sae(cache, hook_name, config, **options)
+
+    with started_ranks(split) as ranks:
+        done = is_done(out, manifest)
+        ranks.meet()  # before the first of them may write what the others look for
+        if ranks.rank:
+            if not done:
+                train(ranks)
+            ranks.meet()
+            return {}
+        if not done:
+            whole = config.n_steps * config.batch_size
+            with write_folder(out, manifest) as folder, _log_beside(checkpoint, log_file) as log:
+                train(ranks, log=log, progress=counting(progress, "training", whole)).save_model(folder)
+                # What was logged after the last checkpoint of a killed run was logged again by the next.
+                records = {record["details/n_training_samples"]: record for record in read_jsonl(log_file, dict)}
+                write_jsonl(folder / TRAINING, records.values())
+        ranks.meet()
+        if not done:
+            checkpoint.unlink()
+            log_file.unlink()
     return read_jsonl(out / TRAINING, dict)[-1]
+
+
+def only_hook(cache: ActivationCache) -> str:
+    """The hook of a cache that holds one.
+
+    Raises:
+        ConfigError: it holds several.
+    """
+    first, *others = cache.hook_names
+    if others:
+        raise ConfigError(f"{cache.path} holds {', '.join(cache.hook_names)}; name one of them with --hook.")
+    return first
+
+
+@contextlib.contextmanager
+def started_ranks(split: Split) -> Iterator[Ranks]:
+    """The processes that `torchrun` started; this one alone where it did not, or started one only."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    with torchrun_ranks(split) as ranks:
+        yield ranks
 
 
 @contextlib.contextmanager
