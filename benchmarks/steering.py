@@ -3,8 +3,8 @@
 All write the same number of tokens after the same prompts from the same weights, in turn, round after round; `ratio`
 is the median over rounds of our tokens per second over the rival's in the same round, `low` and `high` its extremes.
 Rivals sample from the whole vocabulary, as we do. `greedy agrees` is the share of rows whose greedy tokens are those of
-a rival under the same steering; Hugging Face with a hook must agree on every row. A sweep is 11 strengths of 6 directions,
-strength 0 shared. The last row is the resident memory after 200 sweeps less that after 20.
+a rival under the same steering; Hugging Face with a hook must agree on every row. A sweep is 11 strengths of 6
+directions, strength 0 shared. The last row is the resident memory after 200 sweeps less that after 20.
 """
 
 import statistics
