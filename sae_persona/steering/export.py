@@ -1,4 +1,4 @@
-"""A dose for other tools: safetensors with a hook that needs nothing of this package, and a control vector for llama.cpp."""
+"""A dose for other tools: safetensors with a hook that needs none of this package, and a vector for llama.cpp."""
 
 import json
 import shutil
@@ -25,9 +25,9 @@ _UINT32, _STRING, _F32 = 4, 8, 0
 def export_direction(model: LoadedModel, hook_name: str, edit: AddDirection, folder: Path | str) -> list[Path]:
     """Write `direction.safetensors`, `steering_hook.py` and `direction.gguf`; the paths of what was written.
 
-    The safetensors file holds the unit direction, and in its metadata under `steering` what `AddDirection` does with it.
-    `steering_hook.py` steers any Hugging Face model by it. The GGUF file holds the dose itself and is left out where
-    llama.cpp cannot do it: it adds to the output of every block but the first, at every token.
+    The safetensors file holds the unit direction, and in its metadata under `steering` what `AddDirection` does with
+    it. `steering_hook.py` steers any Hugging Face model by it. The GGUF file holds the dose itself and is left out
+    where llama.cpp cannot do it: it adds to the output of every block but the first, at every token.
 
     Raises:
         ConfigError: tokens are counted (`from_token`), which the hook cannot.

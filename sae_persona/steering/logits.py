@@ -37,8 +37,8 @@ def direct_effect(
 ) -> dict[str, DirectEffect]:
     """The direction's direct effect on the logits of groups of words, such as those that a judge decides by.
 
-    A word counts with its first token, both at the beginning of a text and after a space. Near zero for the judged words,
-    the direction is no switch for them.
+    A word counts with its first token, both at the beginning of a text and after a space. Near zero for the judged
+    words, the direction is no switch for them.
 
     Raises:
         DataError: a group has no word that the tokenizer knows.

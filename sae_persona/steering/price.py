@@ -1,4 +1,4 @@
-"""What steering costs on text that has nothing to do with the persona: cross-entropy and distance of the predictions."""
+"""What steering costs on text that has nothing to do with the persona: cross-entropy and divergence of predictions."""
 
 import contextlib
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ class Price:
 def price(model: LoadedModel, edits: Sequence[HookedEdit], rows: Sequence[TokenRow], *, batch_size: int = 32) -> Price:
     """What the edits cost on the rows, held-out text or chats that were written by someone else.
 
-    Windows mean what they mean while an answer is written: the header is the last token before each answer. Text without
-    answers is all prompt, so that only `all` and `prompt` steer it.
+    Windows mean what they mean while an answer is written: the header is the last token before each answer. Text
+    without answers is all prompt, so that only `all` and `prompt` steer it.
 
     Raises:
         DataError: no row has a second token.

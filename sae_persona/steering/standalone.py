@@ -5,8 +5,8 @@
         model.generate(...)
 
 The direction is added to the residual stream of one block at every token, or only at those of the window that the file
-names: `header`, the last token of the prompt; `prompt`, all of it; `answer`, what is generated. Passes of one token count
-as answer. Prompts of a batch are to be padded on the left.
+names: `header`, the last token of the prompt; `prompt`, all of it; `answer`, what is generated. Passes of one token
+count as answer. Prompts of a batch are to be padded on the left.
 """
 
 import contextlib
