@@ -29,11 +29,15 @@ _MODULES = {
     "World": "persona_world.language",
     "activation_difference": "attribution.difference",
     "bridge": "model.bridge",
+    "direct_effect": "steering.logits",
     "edit_residual": "model.hooks",
+    "export_direction": "steering.export",
     "hook_names": "model.hooks",
     "judge_completions": "evaluation.judging",
     "latent_direction": "steering.directions",
     "load_model": "model.load",
+    "price": "steering.price",
+    "probe_direction": "steering.directions",
     "rank_latents": "attribution.ranking",
     "read_chats": "data.files",
     "read_prompts": "data.files",
@@ -68,10 +72,14 @@ if TYPE_CHECKING:
     from sae_persona.persona_world.language import World as World
     from sae_persona.sae.train import train_sae as train_sae
     from sae_persona.steering.directions import latent_direction as latent_direction
+    from sae_persona.steering.directions import probe_direction as probe_direction
     from sae_persona.steering.edits import AblateDirection as AblateDirection
     from sae_persona.steering.edits import AddDirection as AddDirection
     from sae_persona.steering.edits import ClampLatent as ClampLatent
     from sae_persona.steering.edits import steer as steer
+    from sae_persona.steering.export import export_direction as export_direction
+    from sae_persona.steering.logits import direct_effect as direct_effect
+    from sae_persona.steering.price import price as price
     from sae_persona.steering.sweep import sweep as sweep
     from sae_persona.types import Chat as Chat
     from sae_persona.types import ChatClient as ChatClient

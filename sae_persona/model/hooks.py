@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class Position:
     """True = the row's last token so far, whose logits choose the next one."""
     condition: Int[Tensor, " batch"]
     """Which condition a row belongs to, where one batch carries several."""
+    index: Int[Tensor, "#batch seq"] | None = None
+    """Where in its row a token stands, counted by the model from 0; None where its blocks are not told."""
 
 
 Edit = Callable[[Resid, Position], Resid]
@@ -139,20 +141,23 @@ def edit_residual(
     """
     index, side = resolve_hook(model, hook_name)
 
-    def apply(resid: Resid) -> Resid:
-        return edit(resid, position() if position else _plain_position(resid))
+    def apply(resid: Resid, told: dict[str, Any]) -> Resid:
+        where = position() if position else _plain_position(resid)
+        return edit(resid, replace(where, index=told.get("position_ids")))
 
-    def post_hook(_module: nn.Module, _inputs: object, output: Resid | tuple[Resid, ...]) -> object:
-        return (apply(output[0]), *output[1:]) if isinstance(output, tuple) else apply(output)
+    def post_hook(
+        _module: nn.Module, _args: object, kwargs: dict[str, Any], output: Resid | tuple[Resid, ...]
+    ) -> object:
+        return (apply(output[0], kwargs), *output[1:]) if isinstance(output, tuple) else apply(output, kwargs)
 
     def pre_hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if args:
-            return (apply(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": apply(kwargs["hidden_states"])}
+            return (apply(args[0], kwargs), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": apply(kwargs["hidden_states"], kwargs)}
 
     block = blocks(model)[index]
     if side == "post":
-        handle = block.register_forward_hook(post_hook)
+        handle = block.register_forward_hook(post_hook, with_kwargs=True)
     else:
         handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
     try:

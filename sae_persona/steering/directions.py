@@ -15,7 +15,10 @@ from sae_persona.sae.encode import unit_decoder
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-DirectionKind = Literal["latent", "latent_set", "random_latent", "random_direction", "mean_difference"]
+DirectionKind = Literal["latent", "latent_set", "random_latent", "random_direction", "mean_difference", "linear_probe"]
+PROBE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Ridge penalties among which a probe chooses, on standardised activations: from hardly any to nearly all."""
+N_FOLDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +30,19 @@ class Direction:
     vector: Float[Tensor, " d_model"]
     latents: tuple[int, ...] = ()
     """The latents whose decoder rows it is made of, if any."""
+    parts: Float[Tensor, "n d_model"] | None = None
+    """What a set is the sum of; ablation leaves nothing of any of them."""
 
     def __post_init__(self) -> None:
         length = float(self.vector.norm())
         if not math.isfinite(length) or length == 0:
             raise ConfigError(f"direction {self.name!r} has length {length}; a direction needs a finite length > 0.")
         object.__setattr__(self, "vector", self.vector / length)
+
+    @property
+    def span(self) -> Float[Tensor, "n d_model"]:
+        """An orthonormal basis of all its parts: the direction itself, or the space of a set."""
+        return self.vector[None] if self.parts is None else torch.linalg.qr(self.parts.T)[0].T
 
 
 def latent_direction(sae: "SAE", *latents: int, kind: DirectionKind | None = None) -> Direction:
@@ -48,7 +58,14 @@ def latent_direction(sae: "SAE", *latents: int, kind: DirectionKind | None = Non
             raise SAEError(f"latent {latent} is not in this SAE, whose latents are 0 to {sae.cfg.d_sae - 1}.")
     rows = unit_decoder(sae)[list(latents)]
     name = "+".join(map(str, latents))
-    return Direction(name, kind or ("latent" if len(latents) == 1 else "latent_set"), rows.sum(0), tuple(latents))
+    is_set = len(latents) > 1
+    return Direction(
+        name,
+        kind or ("latent_set" if is_set else "latent"),
+        rows.sum(0),
+        tuple(latents),
+        parts=rows if is_set else None,
+    )
 
 
 def random_latents(
@@ -92,3 +109,61 @@ def mean_difference(
 ) -> Direction:
     """From the mean residual of the aligned runs to that of the misaligned ones."""
     return Direction(name, "mean_difference", misaligned.mean(0) - aligned.mean(0))
+
+
+def probe_direction(
+    misaligned: Float[Tensor, "n d_model"], aligned: Float[Tensor, "m d_model"], *, name: str = "linear probe"
+) -> Direction:
+    """Along which a linear probe tells misaligned activations from aligned ones best.
+
+    Ridge logistic regression on activations z standardised over all rows, both classes weighing alike:
+    `min_w mean_i log(1 + exp(-y_i (w · z_i + b))) + penalty / 2 ||w||^2`, the mean over classes of the mean over their
+    rows. The penalty is the one of `PROBE_PENALTIES` with the least cross-entropy over four interleaved folds. The
+    direction is `w / std`, in the residual stream's own units. Nothing is drawn: equal activations, equal direction.
+
+    Raises:
+        ConfigError: a class has fewer than 4 rows, or the activations are not finite or all alike.
+    """
+    for what, rows in (("misaligned", misaligned), ("aligned", aligned)):
+        if len(rows) < N_FOLDS:
+            raise ConfigError(
+                f"a linear probe needs {N_FOLDS} {what} rows or more; got {len(rows)}. Sample more answers."
+            )
+    x = torch.cat([misaligned, aligned]).double()
+    y = torch.cat([torch.ones(len(misaligned)), -torch.ones(len(aligned))]).to(x)
+    scale = x.std(0)
+    z = (x - x.mean(0)) / torch.where(scale > 0, scale, 1.0)
+    fold = torch.cat([torch.arange(len(misaligned)), torch.arange(len(aligned))]).to(x.device) % N_FOLDS
+
+    def held_out(penalty: float) -> float:
+        losses = [
+            _loss(_logistic(z[fold != i], y[fold != i], penalty), z[fold == i], y[fold == i]) for i in range(N_FOLDS)
+        ]
+        return float(sum(losses))
+
+    weights = _logistic(z, y, min(PROBE_PENALTIES, key=held_out))[:-1]
+    return Direction(name, "linear_probe", torch.where(scale > 0, weights / scale, 0.0).float())
+
+
+def _logistic(z: Float[Tensor, "n d_model"], y: Float[Tensor, " n"], penalty: float) -> Float[Tensor, " d_model_and_1"]:
+    """Weights and, last, the intercept."""
+    weights = torch.zeros(z.shape[1] + 1, dtype=z.dtype, device=z.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weights], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        loss = _loss(weights, z, y) + penalty / 2 * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(step)  # pyright: ignore[reportArgumentType] -- a closure may return a tensor
+    return weights.detach()
+
+
+def _loss(weights: Float[Tensor, " d_model_and_1"], z: Float[Tensor, "n d_model"], y: Float[Tensor, " n"]) -> Tensor:
+    """Cross-entropy, the mean over classes of the mean over their rows."""
+    losses = torch.nn.functional.softplus(-y * (z @ weights[:-1] + weights[-1]))
+    return (losses[y > 0].mean() + losses[y < 0].mean()) / 2

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_persona.errors import ConfigError, IncompatibleError
+from sae_persona.errors import ConfigError, HookError, IncompatibleError, SAEError
 from sae_persona.model.hooks import Edit, Position, Resid, edit_residual
 from sae_persona.model.load import LoadedModel
+from sae_persona.sae.load import check_fits
 from sae_persona.steering.directions import Direction
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ Window = Literal["all", "prompt", "header", "answer", "newest"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
 
 
-def window_mask(window: Window, position: Position) -> Bool[Tensor, "batch seq 1"]:
+def window_mask(window: Window, position: Position, from_token: int = 0) -> Bool[Tensor, "batch seq 1"]:
     """The tokens that a window selects.
 
     `all` tokens, those of the `prompt`, those of the `answer`, each pass's `newest`, or the `header`: the prompt's last
-    token, from which the first word of the answer is predicted.
+    token, from which the first word of the answer is predicted. Of these only those from the row's token number
+    `from_token` on, counted from 0.
+
+    Raises:
+        HookError: tokens are to be counted, and the model does not tell its blocks where they stand.
     """
     selected = {
         "all": position.mask,
@@ -38,6 +43,13 @@ def window_mask(window: Window, position: Position) -> Bool[Tensor, "batch seq 1
         "answer": position.mask & position.answer,
         "newest": position.mask & position.newest,
     }[window]
+    if from_token:
+        if position.index is None:
+            raise HookError(
+                "this model does not tell its blocks the positions of tokens, so they cannot be steered from token "
+                f"{from_token} on. Use a window instead."
+            )
+        selected = selected & (position.index >= from_token)
     return selected.unsqueeze(-1)
 
 
@@ -52,6 +64,7 @@ class AddDirection:
     strength: float
     unit: float = 1.0
     window: Window = "all"
+    from_token: int = 0
 
     def __post_init__(self) -> None:
         check_strengths([self.strength])
@@ -59,39 +72,64 @@ class AddDirection:
     def __call__(self, resid: Resid, position: Position) -> Resid:
         """The residual, pushed where the window says."""
         delta = (self.strength * self.unit * self.direction.vector).to(resid)
-        return torch.where(window_mask(self.window, position), resid + delta, resid)
+        return torch.where(window_mask(self.window, position, self.from_token), resid + delta, resid)
 
 
 @dataclass(frozen=True, eq=False)
 class AblateDirection:
-    """`h <- h - (h · d) d`: nothing is left of the residual along the direction."""
+    """`h <- h - strength * (h · d) d`: at strength 1 nothing is left of the residual along the direction.
+
+    Of a set, nothing is left in the space of all its parts. A strength below 1 leaves a part; 2 reflects.
+    """
 
     direction: Direction
     window: Window = "all"
+    from_token: int = 0
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_strengths([self.strength])
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
         """The residual without the direction, where the window says."""
-        d = self.direction.vector.to(resid)
-        return torch.where(window_mask(self.window, position), resid - (resid @ d).unsqueeze(-1) * d, resid)
+        span = self.direction.span.to(resid)
+        edited = resid - self.strength * ((resid @ span.T) @ span)
+        return torch.where(window_mask(self.window, position, self.from_token), edited, resid)
 
 
 @dataclass(frozen=True, eq=False)
 class ClampLatent:
-    """Set one latent's activation to `value` and keep what the SAE does not explain.
+    """Set the activation of a latent, or of each of a set, to `value` and keep what the SAE does not explain.
 
-    `h <- h + (value - f(h)) W_dec[latent]`: the error term is the unedited residual's, so it does not undo the edit.
+    `h <- h + sum_j (value - f_j(h)) W_dec[j]`: the error term is the unedited residual's, so it does not undo the edit.
+
+    Raises:
+        SAEError: a latent is not one of the SAE's.
     """
 
     sae: "SAE"
-    latent: int
+    latent: int | tuple[int, ...]
     value: float
     window: Window = "all"
+    from_token: int = 0
+
+    def __post_init__(self) -> None:
+        check_strengths([self.value])
+        for latent in self.latents:
+            if not 0 <= latent < self.sae.cfg.d_sae:
+                raise SAEError(f"latent {latent} is not in this SAE, whose latents are 0 to {self.sae.cfg.d_sae - 1}.")
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """All that are held."""
+        return self.latent if isinstance(self.latent, tuple) else (self.latent,)
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
-        """The residual with the latent held, where the window says."""
-        activation = self.sae.encode(resid)[..., self.latent].unsqueeze(-1)
-        edited = resid + (self.value - activation) * self.sae.W_dec[self.latent].to(resid)
-        return torch.where(window_mask(self.window, position), edited, resid)
+        """The residual with the latents held, where the window says."""
+        latents = list(self.latents)
+        activations = self.sae.encode(resid)[..., latents]
+        edited = resid + (self.value - activations) @ self.sae.W_dec[latents].to(resid)
+        return torch.where(window_mask(self.window, position, self.from_token), edited, resid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +138,58 @@ class AddPerCondition:
 
     deltas: Float[Tensor, "n_conditions d_model"]
     window: Window = "all"
+    from_token: int = 0
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
         """The residual, each row pushed by its own condition's delta."""
         delta = self.deltas.to(resid)[position.condition].unsqueeze(1)
-        return torch.where(window_mask(self.window, position), resid + delta, resid)
+        return torch.where(window_mask(self.window, position, self.from_token), resid + delta, resid)
+
+
+@dataclass(frozen=True, eq=False)
+class AblatePerCondition:
+    """Rows of one batch with different directions projected out; zeros in `spans` leave a condition as it is.
+
+    Axes: `c` conditions, `n` directions of the largest set.
+    """
+
+    spans: Float[Tensor, "c n d_model"]
+    strengths: Float[Tensor, " c"]
+    window: Window = "all"
+    from_token: int = 0
+
+    def __call__(self, resid: Resid, position: Position) -> Resid:
+        """The residual, each row without its own condition's directions."""
+        span = self.spans.to(resid)[position.condition]  # [batch, n, d_model]
+        strength = self.strengths.to(resid)[position.condition][:, None, None]
+        edited = resid - strength * ((resid @ span.transpose(1, 2)) @ span)
+        return torch.where(window_mask(self.window, position, self.from_token), edited, resid)
+
+
+@dataclass(frozen=True, eq=False)
+class ClampPerCondition:
+    """Rows of one batch with different latents held at different values; False in `held` leaves a latent as it is.
+
+    Axes: `c` conditions, `n` latents of the largest set.
+    """
+
+    sae: "SAE"
+    latents: Tensor
+    """[c, n], any latent where none is held"""
+    held: Bool[Tensor, "c n"]
+    values: Float[Tensor, " c"]
+    window: Window = "all"
+    from_token: int = 0
+
+    def __call__(self, resid: Resid, position: Position) -> Resid:
+        """The residual, each row with its own condition's latents held."""
+        latents, held, values = (x.to(resid.device)[position.condition] for x in (self.latents, self.held, self.values))
+        every = latents[:, None, :].expand(-1, resid.shape[1], -1)  # [batch, seq, n]
+        activations = self.sae.encode(resid).gather(-1, every)
+        missing = (values[:, None, None] - activations) * held[:, None, :]
+        edited = resid + missing.to(resid) @ self.sae.W_dec[latents].to(resid)
+        selected = window_mask(self.window, position, self.from_token) & held.any(-1)[:, None, None]
+        return torch.where(selected, edited, resid)
 
 
 @contextlib.contextmanager
@@ -113,10 +198,12 @@ def steer(model: LoadedModel, hook_name: str, edit: Edit) -> Iterator[None]:
 
     Raises:
         HookError: the model has no such hook.
-        IncompatibleError: the direction has another width than the model.
+        IncompatibleError: the direction, or the SAE, has another width than the model.
     """
     if isinstance(edit, AddDirection | AblateDirection):
         check_width(model, edit.direction)
+    if isinstance(edit, ClampLatent):
+        check_fits(edit.sae, model, hook_name)
     with edit_residual(model.hf, hook_name, edit):
         yield
 

@@ -47,11 +47,11 @@ def best_dose(doses: Sequence[Dose], *, window: Window) -> Screened:
     Expects the measures `target`, `carry_over` and `incoherence`, and a dose of strength 0. The effect is the rise of
     `target` over strength 0; a dose is admissible if incoherence is at most 10 points over unsteered.
     """
-    unsteered = next(dose for dose in doses if dose.strength == 0)
+    unsteered = next(dose for dose in doses if dose.is_unsteered)
     direction = unsteered.direction
     best = Screened(direction.latents, direction.name, 0.0, window, 0.0, 0.0)
     for dose in doses:
-        if dose.strength == 0 or not _is_coherent(dose.measures, unsteered.measures):
+        if dose.is_unsteered or not _is_coherent(dose.measures, unsteered.measures):
             continue
         effect = _rise(dose.measures, unsteered.measures, "target")
         if effect > best.effect:

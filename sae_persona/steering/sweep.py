@@ -1,18 +1,22 @@
-"""Dose–response: many directions at many strengths in the same few full batches, measured by whoever is handed in."""
+"""Dose–response: many arms at many strengths in the same few full batches, measured by whoever is handed in."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from sae_persona.errors import ConfigError
-from sae_persona.model.generate import HookedEdit, sample
+from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
 from sae_persona.steering.directions import Direction
-from sae_persona.steering.edits import AddPerCondition, Window, check_strengths, check_width
+from sae_persona.steering.edits import Window, check_strengths, check_width
+from sae_persona.steering.fused import Condition, fused_edits
 from sae_persona.types import Completion, Estimate, Prompt
 
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
 Measure = Callable[[list[Completion]], Mapping[str, Estimate]]
+EditKind = Literal["add", "ablate", "clamp"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,13 @@ class Arm:
 
     direction: Direction
     strengths: tuple[float, ...]
+    edit: EditKind = "add"
+    """`add` strength * unit along the direction; `ablate` that share of the residual along it (1 = all of it); `clamp`
+    its latents to strength * unit."""
+    unit: float | None = None
+    """What a strength of one means for this arm, such as its latent's maximum; None: the sweep's unit."""
+    elsewhere: Mapping[str, Direction] = field(default_factory=dict)
+    """Other hooks that are edited at the same time, with the same strength, each along its own direction."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,13 @@ class Dose:
     direction: Direction
     strength: float
     measures: Mapping[str, Estimate]
+    edit: EditKind | Literal["none"] = "add"
+    """`none`: the unsteered model."""
+
+    @property
+    def is_unsteered(self) -> bool:
+        """Nothing was done: a strength of zero, unless a latent is clamped to it."""
+        return self.edit == "none" or (self.strength == 0 and self.edit != "clamp")
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,10 @@ class SweepConfig:
     seed: int
     """The same seed gives every arm the same sampling noise."""
     temperature: float = 1.0
+    from_token: int = 0
+    """Tokens before this one of their row are left alone, whatever the window."""
+    units: Mapping[str, float] = field(default_factory=dict)
+    """Units of other hooks than `hook_name`; those that are not named share its own."""
 
 
 def sweep(
@@ -56,28 +78,27 @@ def sweep(
     measure: Measure,
     config: SweepConfig,
     *,
+    sae: "SAE | None" = None,
     batch_size: int = 2048,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Dose]]:
     """Sample every arm at every strength and measure the answers; one list of doses per arm, in the order given.
 
-    Strength 0 is sampled once, whatever the number of arms, and shared by all that ask for it. Rows of one batch carry
-    different directions and strengths; with the shared noise an arm's answers equal those of a run of its own.
+    Strength 0 is sampled once, whatever the number of arms, and shared by all that ask for it. A clamped arm, whose 0
+    is a dose like any other, begins with the unsteered model instead. Rows of one batch carry different edits; with the
+    shared noise an arm's answers equal those of a run of its own. `sae` is whose latents clamped arms hold.
 
     Raises:
-        ConfigError: no arm, or a strength that is not a finite number.
+        ConfigError: no arm, a strength that is not a finite number, or an arm to be clamped without latents or SAE.
         HookError, IncompatibleError: the hook or a direction does not fit the model.
     """
     if not arms:
         raise ConfigError("a sweep needs at least one arm; got none.")
     for arm in arms:
-        check_strengths(arm.strengths)
-        check_width(model, arm.direction)
-    conditions = [(i, strength) for i, arm in enumerate(arms) for strength in arm.strengths if strength != 0]
-    shared_zero = any(0 in arm.strengths for arm in arms)
-    deltas = [config.unit * strength * arms[i].direction.vector for i, strength in conditions]
-    if shared_zero:
-        deltas.append(torch.zeros(model.d_model))
+        check_strengths([*arm.strengths, *([] if arm.unit is None else [arm.unit])])
+        check_width(model, arm.direction, *arm.elsewhere.values())
+    conditions = [Condition(arm, strength) for arm in arms for strength in arm.strengths if _is_edit(arm, strength)]
+    shared_zero = any(arm.edit == "clamp" or 0 in arm.strengths for arm in arms)
     answers = sample(
         model,
         prompts,
@@ -85,17 +106,25 @@ def sweep(
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        n_conditions=len(deltas),
-        edits=[HookedEdit(config.hook_name, AddPerCondition(torch.stack(deltas), config.window))],
+        n_conditions=len(conditions) + shared_zero,
+        edits=fused_edits(conditions, config, n_unsteered=int(shared_zero), sae=sae),
         batch_size=batch_size,
         progress=progress,
     )
     measured = [measure(completions) for completions in answers]
-    by_condition = dict(zip(conditions, measured[: len(conditions)], strict=True))
-    return [
-        [
-            Dose(arm.direction, strength, by_condition[i, strength] if strength != 0 else measured[-1])
+    steered = iter(measured[: len(conditions)])
+
+    def doses(arm: Arm) -> list[Dose]:
+        first = [Dose(arm.direction, 0.0, measured[-1], "none")] if arm.edit == "clamp" else []
+        return first + [
+            Dose(arm.direction, strength, next(steered), arm.edit)
+            if _is_edit(arm, strength)
+            else Dose(arm.direction, strength, measured[-1], "none")
             for strength in arm.strengths
         ]
-        for i, arm in enumerate(arms)
-    ]
+
+    return [doses(arm) for arm in arms]
+
+
+def _is_edit(arm: Arm, strength: float) -> bool:
+    return strength != 0 or arm.edit == "clamp"

@@ -1,5 +1,6 @@
 """Directions: of length one whatever they are made of, and controls that are like what they control for."""
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -8,8 +9,11 @@ import torch
 from sae_persona.errors import ConfigError, SAEError
 from sae_persona.steering.directions import (
     Direction,
+    _logistic,
+    _loss,
     latent_direction,
     mean_difference,
+    probe_direction,
     random_directions,
     random_latents,
 )
@@ -79,3 +83,37 @@ def test_random_directions_have_no_preferred_direction() -> None:
 def test_the_mean_difference_points_from_aligned_to_misaligned() -> None:
     aligned, misaligned = torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([[5.0, 1.0]])
     assert mean_difference(misaligned, aligned).vector.tolist() == [1.0, 0.0]
+
+
+def test_a_probe_finds_the_coordinate_that_tells_the_classes_apart_though_another_varies_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(400, 3, generator=generator) * torch.tensor([1.0, 100.0, 1.0])
+    shift = torch.tensor([3.0, 0.0, 0.0])
+    probe = probe_direction(noise[:200] + shift, noise[200:] - shift)
+    assert probe.kind == "linear_probe"
+    assert probe.vector[0] > 0.99
+    assert torch.equal(probe.vector, probe_direction(noise[:200] + shift, noise[200:] - shift).vector)
+
+
+def test_a_probe_solves_ridge_logistic_regression() -> None:
+    generator = torch.Generator().manual_seed(1)
+    z, y = torch.randn(30, 4, generator=generator, dtype=torch.double), torch.tensor([1.0, -1, -1] * 10).double()
+    weights = _logistic(z, y, 0.1).requires_grad_()
+    gradient = torch.autograd.grad(_loss(weights, z, y) + 0.05 * weights[:-1].square().sum(), weights)[0]
+    assert gradient.abs().max() < 1e-6
+    weights = weights.detach()
+    margins = [float(label * (row @ weights[:-1] + weights[-1])) for row, label in zip(z, y, strict=True)]
+    by_hand = [math.log1p(math.exp(-margin)) for margin in margins]
+    misaligned, aligned = sum(by_hand[::3]) / 10, (sum(by_hand[1::3]) + sum(by_hand[2::3])) / 20
+    assert float(_loss(weights, z, y)) == pytest.approx((misaligned + aligned) / 2)
+
+
+def test_a_coordinate_without_variance_gets_no_weight() -> None:
+    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(2))
+    rows[:, 1] = 5.0
+    assert probe_direction(rows[:10] + torch.tensor([1.0, 0, 0]), rows[10:]).vector[1] == 0
+
+
+def test_a_probe_of_too_few_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="4 aligned rows or more; got 3"):
+        probe_direction(torch.randn(9, 2), torch.randn(3, 2))

@@ -1,5 +1,6 @@
 """Edits of the residual stream: each does what its formula says, where its window says, and leaves no trace."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sae_persona.data.tokens import Part, TokenBatch, TokenRow, pad_rows, prompt_row
-from sae_persona.errors import ConfigError, HookError, IncompatibleError
+from sae_persona.errors import ConfigError, HookError, IncompatibleError, SAEError
 from sae_persona.model.generate import HookedEdit, sample
 from sae_persona.model.hooks import Edit, Position, residuals
 from sae_persona.model.load import LoadedModel
-from sae_persona.steering.directions import Direction
+from sae_persona.steering.directions import Direction, latent_direction
 from sae_persona.steering.edits import (
     WINDOWS,
     AblateDirection,
@@ -176,3 +177,73 @@ def test_a_hook_the_model_lacks_is_refused(tiny_model: LoadedModel) -> None:
     edit = AddDirection(direction(), 1.0)
     with pytest.raises(HookError, match="blocks 0 to 1"), steer(tiny_model, "blocks.2.hook_resid_post", edit):
         pass
+
+
+def test_ablating_a_set_leaves_nothing_of_any_of_its_latents(tiny_model: LoadedModel, sae: "TopKSAE") -> None:
+    with steer(tiny_model, HOOK, AblateDirection(latent_direction(sae, 2, 7))):
+        projections = resid(tiny_model) @ sae.W_dec[[2, 7]].T
+    torch.testing.assert_close(projections, torch.zeros(1, len(IDS), 2), atol=1e-4, rtol=0)
+
+
+def test_ablating_half_leaves_half(tiny_model: LoadedModel) -> None:
+    d = direction()
+    before = resid(tiny_model) @ d.vector
+    with steer(tiny_model, HOOK, AblateDirection(d, strength=0.5)):
+        torch.testing.assert_close(resid(tiny_model) @ d.vector, before / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_latents_of_a_set_are_held_at_once_by_what_they_were_before(tiny_model: LoadedModel, sae: "TopKSAE") -> None:
+    before = resid(tiny_model)
+    activations = sae.encode(before)[..., [1, 5]]
+    with steer(tiny_model, HOOK, ClampLatent(sae, (1, 5), 2.0)):
+        after = resid(tiny_model)
+    expected = before + (2 - activations[..., :1]) * sae.W_dec[1] + (2 - activations[..., 1:]) * sae.W_dec[5]
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_all_kinds_of_edits_nest_and_an_error_undoes_them_bit_for_bit(tiny_model: LoadedModel, sae: "TopKSAE") -> None:
+    unsteered = logits(tiny_model)
+    edits = [AddDirection(direction(), 3.0), AblateDirection(direction(1)), ClampLatent(sae, 3, 9.0)]
+    with pytest.raises(KeyError), contextlib.ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(steer(tiny_model, HOOK, edit))
+        assert not torch.equal(logits(tiny_model), unsteered)
+        raise KeyError
+    assert torch.equal(logits(tiny_model), unsteered)
+
+
+def test_tokens_before_the_first_to_be_steered_are_left_alone(tiny_model: LoadedModel) -> None:
+    before = resid(tiny_model)
+    with steer(tiny_model, HOOK, AddDirection(direction(), 3.0, from_token=4)):
+        changed = (resid(tiny_model) != before).any(-1)[0].tolist()
+    assert changed == [False, False, False, False, True, True]
+
+
+def test_tokens_are_counted_without_padding_and_on_into_the_answer(
+    tiny_model: LoadedModel, few_prompts: list[Prompt]
+) -> None:
+    """Steered from behind its prompt on, a row answers as where answers are steered, whatever padding it has."""
+    lengths = [len(prompt_row(prompt, tiny_model.tokenizer)) for prompt in few_prompts]
+    assert len(set(lengths)) > 1
+    options = {"n_samples": 2, "seed": 0, "max_new_tokens": 4, "batch_size": 64}
+    for prompt, length in zip(few_prompts, lengths, strict=True):
+        counted = HookedEdit(HOOK, AddDirection(direction(), 9.0, from_token=length))
+        named = HookedEdit(HOOK, AddDirection(direction(), 9.0, window="answer"))
+        padded = sample(tiny_model, few_prompts, edits=[counted], **options)[0]
+        assert [one for one in padded if one.prompt_id == prompt.id] == [
+            one for one in sample(tiny_model, few_prompts, edits=[named], **options)[0] if one.prompt_id == prompt.id
+        ]
+
+
+def test_a_model_that_does_not_count_its_tokens_is_not_steered_by_their_number() -> None:
+    everything = torch.ones(1, 2, dtype=torch.bool)
+    position = Position(everything, everything, everything, torch.zeros(1, dtype=torch.long))
+    with pytest.raises(HookError, match="from token 3 on"):
+        window_mask("all", position, 3)
+
+
+def test_a_latent_the_sae_lacks_cannot_be_held_nor_at_no_number(sae: "TopKSAE") -> None:
+    with pytest.raises(SAEError, match="latent 12 is not in this SAE"):
+        ClampLatent(sae, (3, 12), 1.0)
+    with pytest.raises(ConfigError, match="nan is not a finite number"):
+        ClampLatent(sae, 3, float("nan"))
