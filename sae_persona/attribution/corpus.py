@@ -51,7 +51,10 @@ class Block:
 class Source(Protocol):
     """Where blocks come from."""
 
-    tokens: TokensRead
+    @property
+    def tokens(self) -> TokensRead:
+        """Which tokens count."""
+        ...
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
