@@ -14,10 +14,12 @@ _MODULES = {
     "ActivationCache": "cache.reader",
     "ActivationSource": "cache.source",
     "AddDirection": "steering.edits",
+    "CachedCorpus": "attribution.corpus",
     "Chat": "types",
     "ChatClient": "types",
     "ClampLatent": "steering.edits",
     "Completion": "types",
+    "Corpus": "attribution.corpus",
     "Estimate": "types",
     "Judge": "types",
     "Judgement": "types",
@@ -29,21 +31,29 @@ _MODULES = {
     "World": "persona_world.language",
     "activation_difference": "attribution.difference",
     "bridge": "model.bridge",
+    "contrast": "attribution.contrast",
+    "detection_score": "attribution.explanation",
     "direct_effect": "steering.logits",
     "edit_residual": "model.hooks",
+    "explain_latent": "attribution.explanation",
     "export_direction": "steering.export",
     "hook_names": "model.hooks",
     "judge_completions": "evaluation.judging",
     "latent_direction": "steering.directions",
     "load_model": "model.load",
+    "logit_lens": "attribution.lens",
+    "nearest_latents": "attribution.neighbours",
+    "nearest_run": "attribution.signatures",
     "price": "steering.price",
     "probe_direction": "steering.directions",
     "rank_latents": "attribution.ranking",
     "read_chats": "data.files",
+    "read_latents": "attribution.reading",
     "read_prompts": "data.files",
     "read_texts": "data.files",
     "residuals": "model.hooks",
     "sample": "model.generate",
+    "signatures": "attribution.signatures",
     "steer": "steering.edits",
     "sweep": "steering.sweep",
     "train_sae": "sae.train",
@@ -51,9 +61,19 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
+    from sae_persona.attribution.contrast import contrast as contrast
+    from sae_persona.attribution.corpus import CachedCorpus as CachedCorpus
+    from sae_persona.attribution.corpus import Corpus as Corpus
     from sae_persona.attribution.difference import activation_difference as activation_difference
+    from sae_persona.attribution.explanation import detection_score as detection_score
+    from sae_persona.attribution.explanation import explain_latent as explain_latent
+    from sae_persona.attribution.lens import logit_lens as logit_lens
+    from sae_persona.attribution.neighbours import nearest_latents as nearest_latents
     from sae_persona.attribution.ranking import LatentRanking as LatentRanking
     from sae_persona.attribution.ranking import rank_latents as rank_latents
+    from sae_persona.attribution.reading import read_latents as read_latents
+    from sae_persona.attribution.signatures import nearest_run as nearest_run
+    from sae_persona.attribution.signatures import signatures as signatures
     from sae_persona.cache.reader import ActivationCache as ActivationCache
     from sae_persona.cache.source import ActivationSource as ActivationSource
     from sae_persona.cache.writer import write_cache as write_cache

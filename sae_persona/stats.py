@@ -51,12 +51,12 @@ def clustered_share(
     """
     hits_of, answers_of = _per_question(hits.astype(float), questions)
     value = float(hits_of.sum() / answers_of.sum())
-    wilson = _wilson(value, _effective_size(hits_of, answers_of))
+    bounds = wilson(value, _effective_size(hits_of, answers_of))
     boot = _bootstrap(hits_of, answers_of, seed=seed, n_boot=n_boot)
     return Estimate(
         value=value,
-        low=min(value, max(0.0, min(wilson[0], boot[0]))),
-        high=max(value, min(1.0, max(wilson[1], boot[1]))),
+        low=min(value, max(0.0, min(bounds[0], boot[0]))),
+        high=max(value, min(1.0, max(bounds[1], boot[1]))),
         n=len(hits),
         n_questions=len(answers_of),
         n_unscored=n_unscored,
@@ -255,7 +255,8 @@ def _effective_size(hits_of: Float[np.ndarray, " questions"], answers_of: Float[
     return float(n / (1 + (per_question - 1) * correlation) * few_questions)
 
 
-def _wilson(share: float, n: float) -> tuple[float, float]:
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `n` independent answers. Source: Wilson 1927."""
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     margin = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     return float(middle - margin), float(middle + margin)

@@ -42,6 +42,7 @@ def test_these_are_the_commands() -> None:
         "finetune",
         "inspect",
         "rank",
+        "read",
         "report",
         "run",
         "steer",
