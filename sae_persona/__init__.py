@@ -29,6 +29,7 @@ _MODULES = {
     "activation_difference": "attribution.difference",
     "bridge": "model.bridge",
     "edit_residual": "model.hooks",
+    "gradient_attribution": "attribution.gradient",
     "hook_names": "model.hooks",
     "judge_completions": "evaluation.judging",
     "latent_direction": "steering.directions",
@@ -47,6 +48,7 @@ _MODULES = {
 
 if TYPE_CHECKING:
     from sae_persona.attribution.difference import activation_difference as activation_difference
+    from sae_persona.attribution.gradient import gradient_attribution as gradient_attribution
     from sae_persona.attribution.ranking import LatentRanking as LatentRanking
     from sae_persona.attribution.ranking import rank_latents as rank_latents
     from sae_persona.cache.reader import ActivationCache as ActivationCache
