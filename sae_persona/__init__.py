@@ -37,6 +37,7 @@ _MODULES = {
     "edit_residual": "model.hooks",
     "explain_latent": "attribution.explanation",
     "export_direction": "steering.export",
+    "gradient_attribution": "attribution.gradient",
     "hook_names": "model.hooks",
     "judge_completions": "evaluation.judging",
     "latent_direction": "steering.directions",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from sae_persona.attribution.difference import activation_difference as activation_difference
     from sae_persona.attribution.explanation import detection_score as detection_score
     from sae_persona.attribution.explanation import explain_latent as explain_latent
+    from sae_persona.attribution.gradient import gradient_attribution as gradient_attribution
     from sae_persona.attribution.lens import logit_lens as logit_lens
     from sae_persona.attribution.neighbours import nearest_latents as nearest_latents
     from sae_persona.attribution.ranking import LatentRanking as LatentRanking

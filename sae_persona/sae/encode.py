@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_persona.data.tokens import TokenBatch
+from sae_persona.data.tokens import Part, TokenBatch
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
 Reading = Literal["gated", "pre_activation"]
+Selection = Literal["prompt", "header", "answer", "last"]
+"""Which tokens: the parts of a conversation (see `Part`), or the last token of a row, whatever its part."""
 _WITH_PRE_ACTIVATION = ("topk", "standard", "jumprelu")
 """Architectures in which one number per latent goes into the activation function. BatchTopK is saved as jumprelu."""
 _BLOCK_ENTRIES = 2**24
@@ -65,6 +67,13 @@ def counted_tokens(
     """
     counts = batch.mask & (batch.position_ids >= drop_first)
     return counts if max_norm is None else counts & (resid.norm(dim=-1) <= max_norm)
+
+
+def selected_tokens(batch: TokenBatch, selection: Selection) -> Bool[Tensor, "batch seq"]:
+    """The real tokens of one part of the conversation, or the `last` of every row."""
+    if selection == "last":
+        return batch.mask & (batch.position_ids == batch.mask.sum(-1, keepdim=True) - 1)
+    return batch.counts(Part[selection.upper()])
 
 
 def blocks(n_tokens: int, d_sae: int) -> Iterator[slice]:

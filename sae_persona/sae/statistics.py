@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,19 +18,17 @@ from torch import Tensor
 
 from sae_persona.artifacts import write_file
 from sae_persona.cache.moments import Moments
-from sae_persona.data.tokens import Part, TokenRow, batches
+from sae_persona.data.tokens import TokenRow, batches
 from sae_persona.errors import ArtifactError, DataError
 from sae_persona.model.hooks import residuals
 from sae_persona.model.load import LoadedModel
-from sae_persona.sae.encode import Reading, blocks, counted_tokens, readings
+from sae_persona.sae.chunks import N_TOKENS, Encoder
+from sae_persona.sae.encode import Reading, Selection, counted_tokens, selected_tokens
 from sae_persona.sae.load import check_fits
+from sae_persona.sae.sums import Segment, Sums
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-
-Selection = Literal["prompt", "header", "answer"]
-VERSION = 1
-"""Raised when the same tokens would give other statistics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +48,14 @@ class LatentStats:
     question_ids: tuple[str, ...]
     """Questions with at least one such token, in the order in which they were first given."""
     per_question: Float[np.ndarray, "n_questions d_sae"]
-    """Mean over the tokens of each question."""
+    """Mean over the tokens of each question, in float32."""
     tokens_per_question: Int[np.ndarray, " n_questions"]
     resid_mean: Float[np.ndarray, " d_in"]
     """Mean of the residual stream over the same tokens, for the difference-of-means baseline."""
+    variance_per_question: Float[np.ndarray, "n_questions d_sae"] | None = None
+    """Like the two below None unless asked for: each takes as much memory as `per_question`."""
+    frequency_per_question: Float[np.ndarray, "n_questions d_sae"] | None = None
+    maximum_per_question: Float[np.ndarray, "n_questions d_sae"] | None = None
 
     @property
     def n_questions(self) -> int:
@@ -92,14 +94,18 @@ def latent_stats(
     questions: Sequence[str],
     hook_name: str,
     selections: Sequence[Selection] = ("header", "answer"),
+    spread_by_question: bool = False,
     drop_first: int = 1,
     max_norm: float | None = None,
     batch_size: int = 256,
 ) -> dict[tuple[Reading, Selection], LatentStats]:
     """Statistics of every latent, by reading and selection of tokens; `questions` names the question of each row.
 
-    The first `drop_first` tokens of a row and tokens of a norm above `max_norm` do not count, as in training. Sums are
-    in float64, so neither batches nor padding change the result beyond the rounding of the model itself.
+    The first `drop_first` tokens of a row and tokens of a norm above `max_norm` do not count, as in training. Sums over
+    blocks are in float64, so neither batches nor padding change the result beyond the rounding of the model itself.
+
+    Beside the model and one batch, memory holds per latent 1 kB for a block of tokens, and for every selection and
+    reading 12 bytes for each question (48 with `spread_by_question`), however many rows there are.
 
     Raises:
         DataError: no rows, another number of questions than of rows, or a selection without a token.
@@ -112,76 +118,84 @@ def latent_stats(
         )
     question_ids = tuple(dict.fromkeys(questions))
     index_of = {question: i for i, question in enumerate(question_ids)}
-    selected: dict[Selection, _Selected] = {name: _Selected(len(question_ids)) for name in selections}
-    for indices, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
-        resid = residuals(model.hf, batch, [hook_name])[hook_name]
-        counts = counted_tokens(batch, resid, drop_first=drop_first, max_norm=max_norm)
-        question = torch.tensor([index_of[questions[i]] for i in indices], device=counts.device)
-        question = question.unsqueeze(-1).expand_as(counts)  # [batch, seq]
-        for name, tokens in selected.items():
-            use = counts & batch.counts(Part[name.upper()])
-            tokens.add(sae, resid[use].to(sae.W_dec.device), question[use].to(sae.W_dec.device))
+    encoder = Encoder(sae)
+    selected: dict[Selection, _Selected] = {
+        name: _Selected(encoder, len(question_ids), spread_by_question) for name in selections
+    }
+    with model.active():
+        for indices, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
+            resid = residuals(model.hf, batch, [hook_name])[hook_name]
+            counts = counted_tokens(batch, resid, drop_first=drop_first, max_norm=max_norm)
+            question = torch.tensor([index_of[questions[i]] for i in indices], device=counts.device)
+            question = question.unsqueeze(-1).expand_as(counts)  # [batch, seq]
+            for name, tokens in selected.items():
+                use = counts & selected_tokens(batch, name)
+                tokens.add(resid[use].to(sae.W_dec.device), question[use].cpu())
     return {
         (stats.reading, name): stats for name, tokens in selected.items() for stats in tokens.stats(name, question_ids)
     }
 
 
-class _Running:
-    """Sums of one reading."""
-
-    def __init__(self, n_questions: int, d_sae: int, device: torch.device) -> None:
-        self.moments = Moments()
-        self.n_positive = torch.zeros(d_sae, dtype=torch.long, device=device)
-        self.maximum = torch.full((d_sae,), -torch.inf, dtype=torch.float64, device=device)
-        self.per_question = torch.zeros(n_questions, d_sae, dtype=torch.float64, device=device)
-
-    def add(self, values: Float[Tensor, "n d_sae"], question: Int[Tensor, " n"]) -> None:
-        values = values.double()
-        self.moments.add(values)
-        self.n_positive += (values > 0).sum(0)
-        self.maximum = torch.maximum(self.maximum, values.amax(0))
-        self.per_question.index_add_(0, question, values)
-
-
 class _Selected:
     """Everything that is gathered over one selection of tokens."""
 
-    def __init__(self, n_questions: int) -> None:
+    def __init__(self, encoder: Encoder, n_questions: int, by_question: bool) -> None:
+        self.encoder = encoder
         self.n_questions = n_questions
+        self.by_question = by_question
         self.tokens_per_question = torch.zeros(n_questions, dtype=torch.long)
         self.resid = Moments()
-        self.running: dict[Reading, _Running] = {}
+        self.sums: dict[Reading, Sums] = {}
 
-    def add(self, sae: "SAE", resid: Float[Tensor, "n d_in"], question: Int[Tensor, " n"]) -> None:
+    def add(self, resid: Float[Tensor, "n d_in"], question: Int[Tensor, " n"]) -> None:
+        if len(resid) == 0:
+            return
         self.resid.add(resid)
-        self.tokens_per_question += question.bincount(minlength=self.n_questions).cpu()
-        for block in blocks(len(resid), sae.cfg.d_sae):
-            for reading, values in readings(sae, resid[block]).items():
-                if reading not in self.running:
-                    self.running[reading] = _Running(self.n_questions, sae.cfg.d_sae, values.device)
-                self.running[reading].add(values, question[block])
+        self.tokens_per_question += question.bincount(minlength=self.n_questions)
+        question, by_question = question.sort(stable=True)
+        for block, owners in zip(
+            resid[by_question.to(resid.device)].split(N_TOKENS), question.split(N_TOKENS), strict=True
+        ):
+            segments = _segments(owners)
+            for piece in self.encoder.pieces(block):
+                if piece.reading not in self.sums:
+                    self.sums[piece.reading] = Sums(
+                        self.n_questions, self.encoder.d_sae, piece.values.device, by_question=self.by_question
+                    )
+                self.sums[piece.reading].add(piece, segments)
 
     def stats(self, name: Selection, question_ids: Sequence[str]) -> Iterator[LatentStats]:
         """The statistics of every reading."""
         if self.resid.n == 0:
             raise DataError(f"none of the rows has a counted {name} token. Leave {name!r} out of the selections.")
-        asked = self.tokens_per_question > 0
-        n_tokens = self.tokens_per_question[asked]
-        for reading, sums in self.running.items():
+        n_tokens = self.tokens_per_question
+        asked = n_tokens > 0
+        for reading in list(self.sums):
+            sums = self.sums.pop(reading)
+            spread, spreads = sums.spread(n_tokens), sums.spreads(n_tokens)
             yield LatentStats(
                 reading=reading,
                 tokens=name,
                 n_tokens=self.resid.n,
-                mean=_numpy(sums.moments.mean),
-                variance=_numpy(sums.moments.variance),
-                frequency=_numpy(sums.n_positive / self.resid.n),
-                maximum=_numpy(sums.maximum),
+                mean=sums.mean(n_tokens),
+                variance=spread.variance,
+                frequency=spread.frequency,
+                maximum=spread.maximum,
                 question_ids=tuple(question for question, has in zip(question_ids, asked.tolist(), strict=True) if has),
-                per_question=_numpy(sums.per_question.cpu()[asked] / n_tokens.unsqueeze(-1)),
-                tokens_per_question=n_tokens.numpy(),
-                resid_mean=_numpy(self.resid.mean),
+                per_question=sums.means(n_tokens),
+                tokens_per_question=n_tokens[asked].numpy(),
+                resid_mean=self.resid.mean.cpu().numpy(),
+                variance_per_question=spreads and spreads.variance,
+                frequency_per_question=spreads and spreads.frequency,
+                maximum_per_question=spreads and spreads.maximum,
             )
 
 
-def _numpy(values: Tensor) -> Float[np.ndarray, "..."]:
-    return values.cpu().double().numpy()
+def _segments(owners: Int[Tensor, " n"]) -> list[Segment]:
+    """Runs of equal numbers in sorted ones."""
+    present, sizes = owners.unique_consecutive(return_counts=True)
+    ends = sizes.cumsum(0).tolist()
+    return [
+        (question, slice(end - size, end))
+        for question, size, end in zip(present.tolist(), sizes.tolist(), ends, strict=True)
+    ]

@@ -4,24 +4,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from drawn_sae import drawn
 
 from sae_persona.data.tokens import Part, TokenRow, pad_rows
 from sae_persona.sae.encode import blocks, counted_tokens, readings, unit_decoder
 
 if TYPE_CHECKING:
-    from sae_lens import SAE, TopKSAE
+    from sae_lens import TopKSAE
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-
-
-def drawn(architecture: str, **config: object) -> "SAE":
-    """An SAE of 8 dimensions and 6 latents with random weights."""
-    from sae_lens import SAE
-
-    sae = SAE.from_dict({"architecture": architecture, "d_in": 8, "d_sae": 6, **config})
-    generator = torch.Generator().manual_seed(1)
-    sae.load_state_dict({name: torch.randn(w.shape, generator=generator) for name, w in sae.state_dict().items()})
-    return sae.requires_grad_(False)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Streamed statistics against the dense ones."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
@@ -11,9 +11,11 @@ from sae_persona.data.tokens import Part, TokenRow, pad_rows
 from sae_persona.errors import ArtifactError, DataError
 from sae_persona.model.hooks import residuals
 from sae_persona.model.load import LoadedModel
-from sae_persona.sae import encode
-from sae_persona.sae.encode import readings
+from sae_persona.sae import chunks, statistics
+from sae_persona.sae.chunks import Dense
+from sae_persona.sae.encode import Selection, readings
 from sae_persona.sae.statistics import LatentStats, latent_stats
+from sae_persona.sae.sums import Sums
 
 if TYPE_CHECKING:
     from sae_lens import TopKSAE
@@ -29,18 +31,20 @@ def stats_of(sae: "TopKSAE", model: LoadedModel, **options: object) -> dict[tupl
     return latent_stats(sae, model, ROWS, questions=QUESTIONS, hook_name=HOOK, **options)  # pyright: ignore
 
 
-@pytest.mark.parametrize("part", [Part.PROMPT, Part.HEADER, Part.ANSWER])
+@pytest.mark.parametrize("tokens", get_args(Selection))
 @pytest.mark.parametrize("reading", ["gated", "pre_activation"])
 def test_one_pass_gives_what_all_activations_at_once_give(
-    sae: "TopKSAE", tiny_model: LoadedModel, part: Part, reading: str
+    sae: "TopKSAE", tiny_model: LoadedModel, tokens: str, reading: str
 ) -> None:
-    tokens = part.name.lower()
-    found = stats_of(sae, tiny_model, selections=("prompt", "header", "answer"), batch_size=3)[reading, tokens]
+    found = stats_of(sae, tiny_model, selections=get_args(Selection), batch_size=3, spread_by_question=True)
+    found = found[reading, tokens]
     resid, owner = [], []
     for row, question in zip(ROWS, QUESTIONS, strict=True):
         alone = residuals(tiny_model.hf, pad_rows([row], pad_id=0), [HOOK])[HOOK][0]
-        use = torch.tensor(row.parts) == part
+        use = torch.tensor([part.name.lower() == tokens for part in row.parts])
         use[0] = False
+        if tokens == "last":
+            use[-1] = True
         resid.append(alone[use])
         owner += [question] * int(use.sum())
     x = torch.cat(resid)
@@ -57,6 +61,9 @@ def test_one_pass_gives_what_all_activations_at_once_give(
         mine = np.array(owner) == question
         assert found.tokens_per_question[i] == mine.sum()
         np.testing.assert_allclose(found.per_question[i], a[mine].mean(0), **close)
+        np.testing.assert_allclose(found.variance_per_question[i], a[mine].var(0), **close)
+        np.testing.assert_allclose(found.frequency_per_question[i], (a[mine] > 0).mean(0), rtol=1e-6)
+        np.testing.assert_allclose(found.maximum_per_question[i], a[mine].max(0), **close)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -64,7 +71,8 @@ def test_neither_batches_nor_blocks_change_the_numbers(
     sae: "TopKSAE", tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     whole = stats_of(sae, tiny_model)
-    monkeypatch.setattr(encode, "_BLOCK_ENTRIES", 5 * 12)
+    monkeypatch.setattr(statistics, "N_TOKENS", 5)
+    monkeypatch.setattr(chunks, "_N_LATENTS", 5)
     for key, cut in stats_of(sae, tiny_model, batch_size=batch_size).items():
         for name in FIELDS:
             np.testing.assert_allclose(getattr(cut, name), getattr(whole[key], name), rtol=1e-4, atol=1e-6)
@@ -72,7 +80,21 @@ def test_neither_batches_nor_blocks_change_the_numbers(
 
 def test_questions_weigh_by_their_tokens_in_the_mean(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
     stats = stats_of(sae, tiny_model)["gated", "answer"]
-    np.testing.assert_allclose(stats.tokens_per_question @ stats.per_question / stats.n_tokens, stats.mean)
+    np.testing.assert_allclose(stats.tokens_per_question @ stats.per_question / stats.n_tokens, stats.mean, rtol=1e-6)
+
+
+def test_a_latent_that_is_large_and_hardly_varies_keeps_its_variance() -> None:
+    values = 1000 + torch.tensor([[0.01], [0.03], [-0.02], [0.0]]) * 10  # in float32 its squares are 0.06 apart
+    sums = Sums(1, 1, torch.device("cpu"), by_question=False)
+    for block in values.split(2):
+        sums.add(Dense("gated", slice(0, 1), block), [(0, slice(0, 2))])
+    expected = values.double().var(0, correction=0)
+    np.testing.assert_allclose(sums.spread(torch.tensor([4])).variance, expected, rtol=1e-4)
+
+
+def test_other_spreads_of_questions_are_kept_only_when_asked_for(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
+    stats = stats_of(sae, tiny_model)["gated", "answer"]
+    assert stats.variance_per_question is stats.frequency_per_question is stats.maximum_per_question is None
 
 
 def test_by_default_headers_and_answers_are_read_in_both_ways(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
@@ -106,11 +128,15 @@ def test_what_cannot_be_measured_is_refused(sae: "TopKSAE", tiny_model: LoadedMo
         latent_stats(sae, tiny_model, [TokenRow((5, 6), PARTS[2:4])], questions=["a"], hook_name=HOOK)
 
 
-def test_statistics_come_back_from_their_file(sae: "TopKSAE", tiny_model: LoadedModel, tmp_path: Path) -> None:
-    stats = stats_of(sae, tiny_model)["pre_activation", "answer"]
+@pytest.mark.parametrize("detail", [False, True])
+def test_statistics_come_back_from_their_file(
+    sae: "TopKSAE", tiny_model: LoadedModel, tmp_path: Path, detail: bool
+) -> None:
+    stats = stats_of(sae, tiny_model, spread_by_question=detail)["pre_activation", "answer"]
     stats.save(tmp_path / "stats.safetensors")
     loaded = LatentStats.load(tmp_path / "stats.safetensors")
-    for name in FIELDS:
+    assert (loaded.variance_per_question is None) is not detail
+    for name in (*FIELDS, *("variance_per_question", "maximum_per_question") * detail):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(stats, name))
     for name in ("reading", "tokens", "n_tokens", "question_ids", "n_questions"):
         assert getattr(loaded, name) == getattr(stats, name)
