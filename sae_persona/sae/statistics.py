@@ -5,7 +5,7 @@ Axes: `d_sae` latents, `d_in` width of the residual stream, `n` tokens of one bl
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +23,7 @@ from sae_persona.errors import ArtifactError, DataError
 from sae_persona.model.hooks import residuals
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.encode import Reading, blocks, counted_tokens, readings
-from sae_persona.sae.load import check_fits
+from sae_persona.sae.load import check_fits, sae_mark
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -54,6 +54,10 @@ class LatentStats:
     tokens_per_question: Int[np.ndarray, " n_questions"]
     resid_mean: Float[np.ndarray, " d_in"]
     """Mean of the residual stream over the same tokens, for the difference-of-means baseline."""
+    resid_per_question: Float[np.ndarray, "n_questions d_in"] | None = None
+    """The same for the tokens of each question, for probes; None in files of earlier versions."""
+    sae: str | None = None
+    """Which SAE at which hook (`sae_mark`); None in files of earlier versions."""
 
     @property
     def n_questions(self) -> int:
@@ -121,8 +125,11 @@ def latent_stats(
         for name, tokens in selected.items():
             use = counts & batch.counts(Part[name.upper()])
             tokens.add(sae, resid[use].to(sae.W_dec.device), question[use].to(sae.W_dec.device))
+    mark = sae_mark(sae, hook_name)
     return {
-        (stats.reading, name): stats for name, tokens in selected.items() for stats in tokens.stats(name, question_ids)
+        (stats.reading, name): replace(stats, sae=mark)
+        for name, tokens in selected.items()
+        for stats in tokens.stats(name, question_ids)
     }
 
 
@@ -150,10 +157,15 @@ class _Selected:
         self.n_questions = n_questions
         self.tokens_per_question = torch.zeros(n_questions, dtype=torch.long)
         self.resid = Moments()
+        self.resid_of: Tensor | None = None
+        """Sums of the residual stream by question, [n_questions, d_in]."""
         self.running: dict[Reading, _Running] = {}
 
     def add(self, sae: "SAE", resid: Float[Tensor, "n d_in"], question: Int[Tensor, " n"]) -> None:
         self.resid.add(resid)
+        if self.resid_of is None:
+            self.resid_of = torch.zeros(self.n_questions, resid.shape[1], dtype=torch.float64, device=resid.device)
+        self.resid_of.index_add_(0, question, resid.double())
         self.tokens_per_question += question.bincount(minlength=self.n_questions).cpu()
         for block in blocks(len(resid), sae.cfg.d_sae):
             for reading, values in readings(sae, resid[block]).items():
@@ -163,7 +175,7 @@ class _Selected:
 
     def stats(self, name: Selection, question_ids: Sequence[str]) -> Iterator[LatentStats]:
         """The statistics of every reading."""
-        if self.resid.n == 0:
+        if self.resid_of is None or self.resid.n == 0:
             raise DataError(f"none of the rows has a counted {name} token. Leave {name!r} out of the selections.")
         asked = self.tokens_per_question > 0
         n_tokens = self.tokens_per_question[asked]
@@ -180,6 +192,7 @@ class _Selected:
                 per_question=_numpy(sums.per_question.cpu()[asked] / n_tokens.unsqueeze(-1)),
                 tokens_per_question=n_tokens.numpy(),
                 resid_mean=_numpy(self.resid.mean),
+                resid_per_question=_numpy(self.resid_of.cpu()[asked] / n_tokens.unsqueeze(-1)),
             )
 
 
