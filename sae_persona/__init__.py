@@ -18,8 +18,10 @@ _MODULES = {
     "ClampLatent": "steering.edits",
     "Completion": "types",
     "Estimate": "types",
+    "Evidence": "attribution.rules",
     "Judge": "types",
     "Judgement": "types",
+    "LatentChoice": "attribution.selection",
     "LatentRanking": "attribution.ranking",
     "LoadedModel": "model.load",
     "Message": "types",
@@ -28,17 +30,25 @@ _MODULES = {
     "World": "persona_world.language",
     "activation_difference": "attribution.difference",
     "bridge": "model.bridge",
+    "carried_by": "attribution.rivals",
+    "choose_latent": "attribution.selection",
     "edit_residual": "model.hooks",
     "hook_names": "model.hooks",
     "judge_completions": "evaluation.judging",
     "latent_direction": "steering.directions",
+    "linear_probe": "attribution.rivals",
     "load_model": "model.load",
+    "match_latents": "attribution.stability",
     "rank_latents": "attribution.ranking",
+    "rank_pair": "attribution.ranking",
     "read_chats": "data.files",
     "read_prompts": "data.files",
     "read_texts": "data.files",
+    "reestimate_first": "attribution.reestimate",
     "residuals": "model.hooks",
     "sample": "model.generate",
+    "shortlist_by": "attribution.rules",
+    "shortlist_stability": "attribution.stability",
     "steer": "steering.edits",
     "sweep": "steering.sweep",
     "train_sae": "sae.train",
@@ -49,6 +59,16 @@ if TYPE_CHECKING:
     from sae_persona.attribution.difference import activation_difference as activation_difference
     from sae_persona.attribution.ranking import LatentRanking as LatentRanking
     from sae_persona.attribution.ranking import rank_latents as rank_latents
+    from sae_persona.attribution.ranking import rank_pair as rank_pair
+    from sae_persona.attribution.reestimate import reestimate_first as reestimate_first
+    from sae_persona.attribution.rivals import carried_by as carried_by
+    from sae_persona.attribution.rivals import linear_probe as linear_probe
+    from sae_persona.attribution.rules import Evidence as Evidence
+    from sae_persona.attribution.rules import shortlist_by as shortlist_by
+    from sae_persona.attribution.selection import LatentChoice as LatentChoice
+    from sae_persona.attribution.selection import choose_latent as choose_latent
+    from sae_persona.attribution.stability import match_latents as match_latents
+    from sae_persona.attribution.stability import shortlist_stability as shortlist_stability
     from sae_persona.cache.reader import ActivationCache as ActivationCache
     from sae_persona.cache.writer import write_cache as write_cache
     from sae_persona.data.files import read_chats as read_chats
@@ -79,6 +99,7 @@ if TYPE_CHECKING:
     from sae_persona.types import Judgement as Judgement
     from sae_persona.types import Message as Message
     from sae_persona.types import Prompt as Prompt
+
 
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
