@@ -21,8 +21,10 @@ _MODULES = {
     "Completion": "types",
     "Corpus": "attribution.corpus",
     "Estimate": "types",
+    "Evidence": "attribution.rules",
     "Judge": "types",
     "Judgement": "types",
+    "LatentChoice": "attribution.selection",
     "LatentRanking": "attribution.ranking",
     "LoadedModel": "model.load",
     "Message": "types",
@@ -31,6 +33,8 @@ _MODULES = {
     "World": "persona_world.language",
     "activation_difference": "attribution.difference",
     "bridge": "model.bridge",
+    "carried_by": "attribution.rivals",
+    "choose_latent": "attribution.selection",
     "contrast": "attribution.contrast",
     "detection_score": "attribution.explanation",
     "direct_effect": "steering.logits",
@@ -41,19 +45,25 @@ _MODULES = {
     "hook_names": "model.hooks",
     "judge_completions": "evaluation.judging",
     "latent_direction": "steering.directions",
+    "linear_probe": "attribution.rivals",
     "load_model": "model.load",
     "logit_lens": "attribution.lens",
+    "match_latents": "attribution.stability",
     "nearest_latents": "attribution.neighbours",
     "nearest_run": "attribution.signatures",
     "price": "steering.price",
     "probe_direction": "steering.directions",
     "rank_latents": "attribution.ranking",
+    "rank_pair": "attribution.ranking",
     "read_chats": "data.files",
     "read_latents": "attribution.reading",
     "read_prompts": "data.files",
     "read_texts": "data.files",
+    "reestimate_first": "attribution.reestimate",
     "residuals": "model.hooks",
     "sample": "model.generate",
+    "shortlist_by": "attribution.rules",
+    "shortlist_stability": "attribution.stability",
     "signatures": "attribution.signatures",
     "steer": "steering.edits",
     "sweep": "steering.sweep",
@@ -73,9 +83,19 @@ if TYPE_CHECKING:
     from sae_persona.attribution.neighbours import nearest_latents as nearest_latents
     from sae_persona.attribution.ranking import LatentRanking as LatentRanking
     from sae_persona.attribution.ranking import rank_latents as rank_latents
+    from sae_persona.attribution.ranking import rank_pair as rank_pair
     from sae_persona.attribution.reading import read_latents as read_latents
+    from sae_persona.attribution.reestimate import reestimate_first as reestimate_first
+    from sae_persona.attribution.rivals import carried_by as carried_by
+    from sae_persona.attribution.rivals import linear_probe as linear_probe
+    from sae_persona.attribution.rules import Evidence as Evidence
+    from sae_persona.attribution.rules import shortlist_by as shortlist_by
+    from sae_persona.attribution.selection import LatentChoice as LatentChoice
+    from sae_persona.attribution.selection import choose_latent as choose_latent
     from sae_persona.attribution.signatures import nearest_run as nearest_run
     from sae_persona.attribution.signatures import signatures as signatures
+    from sae_persona.attribution.stability import match_latents as match_latents
+    from sae_persona.attribution.stability import shortlist_stability as shortlist_stability
     from sae_persona.cache.reader import ActivationCache as ActivationCache
     from sae_persona.cache.source import ActivationSource as ActivationSource
     from sae_persona.cache.writer import write_cache as write_cache

@@ -8,6 +8,7 @@
     ├── CacheFileError      an activation cache that is missing, unfinished, foreign or corrupt
     ├── SAEError            an SAE that cannot be loaded or trained
     ├── IncompatibleError   two things that do not belong together: widths, tokenizers, worlds, studies
+    │   └── LeakageError    what was chosen on some prompts is to be measured on the same
     ├── ArtifactError       an output folder that holds something else, or cannot be written
     └── JudgeError          a judge that cannot be built or cannot answer
 
@@ -45,6 +46,10 @@ class SAEError(SaePersonaError):
 
 class IncompatibleError(SaePersonaError):
     """Two things that do not belong together: widths, tokenizers, worlds, studies."""
+
+
+class LeakageError(IncompatibleError):
+    """What was chosen on some prompts is to be measured on the same."""
 
 
 class ArtifactError(SaePersonaError):

@@ -1,22 +1,23 @@
 """How fine-tuning moved every latent's mean activation, and how far correct-data fine-tunes move them too."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
+from sae_persona.attribution.interval import two_way_interval
+from sae_persona.attribution.null import ControlNull, control_z, spread_floor
 from sae_persona.errors import ConfigError, IncompatibleError
 from sae_persona.sae.statistics import LatentStats
 from sae_persona.stats import benjamini_hochberg
 
 MIN_CONTROLS = 4
 """Fewer control runs leave too few control-versus-control differences to tell a rise from the spread of fine-tunes."""
+MIN_MISALIGNED = 2
+"""One misaligned run has no spread; what is true of it need not be true of the next."""
 MIN_SHARED = 0.5
 """A run lacks the questions it left without an answer; runs that share less than half of them were asked others."""
-MAX_SPLITS = 200
-"""Control-versus-control splits that are enumerated; the null is pooled over latents, so more change nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,13 @@ class LatentScores:
     q_value: Float[np.ndarray, " d_sae"] | None
     smallest_p: float | None
     """The smallest p-value that this number of runs and latents can reach."""
+    familywise_p: Float[np.ndarray, " d_sae"] | None = None
+    """Of a rise as large in *any* latent (max-T): at 5 % at most one ranking in twenty names a false latent."""
+    smallest_familywise_p: float | None = None
+    """Its smallest value: one over one more than the number of control-versus-control splits."""
+    fall_q_value: Float[np.ndarray, " d_sae"] | None = None
+    """As `q_value`, of falls."""
+    fall_familywise_p: Float[np.ndarray, " d_sae"] | None = None
 
 
 def activation_difference(
@@ -67,19 +75,26 @@ def activation_difference(
 
 
 def run_difference(
-    misaligned: Sequence[LatentStats], controls: Sequence[LatentStats], *, seed: int = 0, n_boot: int = 1000
+    misaligned: Sequence[LatentStats],
+    controls: Sequence[LatentStats],
+    *,
+    questions: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> LatentScores:
     """How much higher each latent is in misaligned fine-tunes than in correct-data fine-tunes of the same start.
 
     The unit of inference is the run. `delta` is the mean over misaligned runs minus the mean over control runs. `low`
-    and `high` are bootstrapped over runs and questions. `z` is delta over the spread (standard deviation) of control
-    runs. p-values compare `z` with the same statistic of control runs against the other control runs, pooled over
-    latents: p = (1 + #{null >= z}) / (1 + #null), one-sided. q-values are Benjamini–Hochberg. With fewer than four
-    control runs or two misaligned runs there is no error rate over runs, and p and q are None. Questions that some
-    run left without an answer are left out.
+    and `high` hold for new runs and new questions (`two_way_interval`). `z` is delta over the spread (standard
+    deviation) of control runs. p-values compare `z` with the same statistic of control runs against the other control
+    runs: pooled over latents, p = (1 + #{null >= z}) / (1 + #null), one-sided, with Benjamini–Hochberg q-values; and
+    against the largest of any latent (max-T), which controls the chance of a single false one. They say how
+    often a *control* would look like this: misaligned runs that vary more among each other than controls do pass them
+    more often than stated, and then have a `low` below zero. With fewer than four control runs or two misaligned runs
+    there is no error rate over runs, and p and q are None. Questions that some run left without an answer are left
+    out; with `questions`, all others are, too.
 
     Raises:
-        ConfigError: no misaligned run, or fewer than two control runs.
+        ConfigError: no misaligned run, fewer than two control runs, or no question is left.
         IncompatibleError: runs of different readings, tokens, questions or SAEs.
     """
     if not misaligned or len(controls) < 2:
@@ -87,24 +102,36 @@ def run_difference(
             f"ranking needs at least 1 misaligned and 2 control runs; got {len(misaligned)} and {len(controls)}. "
             "Fine-tune more controls on correct data (other seeds or domains)."
         )
-    questions = _shared_questions([*misaligned, *controls])
-    bad = np.stack([_over(stats, questions) for stats in misaligned])  # [n_bad, n_questions, d_sae]
-    good = np.stack([_over(stats, questions) for stats in controls])  # [n_good, n_questions, d_sae]
+    shared = shared_questions([*misaligned, *controls])
+    if questions is not None:
+        shared = [question for question in shared if question in set(questions)]
+    if not shared:
+        raise ConfigError(f"none of the {len(questions or ())} questions was answered by all runs; name others.")
+    bad = np.stack([over(stats, shared) for stats in misaligned])  # [n_bad, n_questions, d_sae]
+    good = np.stack([over(stats, shared) for stats in controls])  # [n_good, n_questions, d_sae]
     bad_means, good_means = bad.mean(1), good.mean(1)  # [runs, d_sae]
-    delta = bad_means.mean(0) - good_means.mean(0)
-    rng = np.random.default_rng(seed)
-    boot = np.stack([_resampled_difference(bad, good, rng) for _ in range(n_boot)])
-    low, high = np.quantile(boot, [0.025, 0.975], axis=0)
-    floor = _spread_floor(good_means)
-    z = delta / (good_means.std(0, ddof=1) + floor)
-    p_value = q_value = smallest = None
-    if len(controls) >= MIN_CONTROLS and len(misaligned) >= 2:
-        null = _control_null(good_means, n_bad=min(len(misaligned), len(controls) - 2), floor=floor, rng=rng)
-        p_value = (1 + len(null) - np.searchsorted(null, z, side="left")) / (1 + len(null))
-        q_value = benjamini_hochberg(p_value)
-        smallest = 1 / (1 + len(null))
+    low, high = two_way_interval(bad, good)
+    floor = spread_floor(good_means)
+    z = control_z(bad_means, good_means, floor)
     first = misaligned[0]
-    return LatentScores(first.reading, first.tokens, delta, low, high, z, p_value, q_value, smallest)
+    scores = LatentScores(
+        first.reading, first.tokens, bad_means.mean(0) - good_means.mean(0), low, high, z, None, None, None
+    )
+    if len(controls) < MIN_CONTROLS or len(misaligned) < MIN_MISALIGNED:
+        return scores
+    n_played = min(len(misaligned), len(controls) - 2)
+    null = ControlNull.of(good_means, n_played=n_played, floor=floor, rng=np.random.default_rng(seed))
+    (rise, rise_familywise), (fall, fall_familywise) = null.rises(z), null.falls(z)
+    return replace(
+        scores,
+        p_value=rise,
+        q_value=benjamini_hochberg(rise),
+        smallest_p=1 / (1 + len(null.pooled)),
+        familywise_p=rise_familywise,
+        smallest_familywise_p=1 / (1 + len(null.highest)),
+        fall_q_value=benjamini_hochberg(fall),
+        fall_familywise_p=fall_familywise,
+    )
 
 
 def check_same(stats: Sequence[LatentStats]) -> None:
@@ -115,6 +142,10 @@ def check_same(stats: Sequence[LatentStats]) -> None:
 def _check_alike(stats: Sequence[LatentStats], words: Sequence[str]) -> None:
     first = stats[0]
     for other in stats[1:]:
+        if first.sae is not None and other.sae is not None and first.sae != other.sae:
+            raise IncompatibleError(
+                "these latent statistics come from different SAEs or hooks; compute them with one SAE at one hook."
+            )
         for what in words:
             if getattr(other, what) != getattr(first, what):
                 raise IncompatibleError(
@@ -127,7 +158,7 @@ def _check_alike(stats: Sequence[LatentStats], words: Sequence[str]) -> None:
             )
 
 
-def _shared_questions(stats: Sequence[LatentStats]) -> list[str]:
+def shared_questions(stats: Sequence[LatentStats]) -> list[str]:
     """The questions that every run has tokens for, in the first run's order."""
     _check_alike(stats, ("reading", "tokens"))
     everywhere = set.intersection(*(set(run.question_ids) for run in stats))
@@ -140,46 +171,13 @@ def _shared_questions(stats: Sequence[LatentStats]) -> list[str]:
     return [question for question in stats[0].question_ids if question in everywhere]
 
 
-def _over(stats: LatentStats, questions: Sequence[str]) -> Float[np.ndarray, "n_questions d_sae"]:
+def over(stats: LatentStats, questions: Sequence[str]) -> Float[np.ndarray, "n_questions d_sae"]:
     """A run's means over the tokens of each of the questions."""
     row = {question: i for i, question in enumerate(stats.question_ids)}
-    return stats.per_question[[row[question] for question in questions]]
+    return stats.per_question[[row[question] for question in questions]].astype(float)
 
 
 def _bootstrap_mean(values: np.ndarray, rng: np.random.Generator, n_boot: int) -> np.ndarray:
     """Means over resampled questions, [n_boot, d_sae], as one product with multinomial weights."""
     n = len(values)
     return rng.multinomial(n, np.full(n, 1 / n), size=n_boot) @ values / n
-
-
-def _resampled_difference(bad: np.ndarray, good: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One draw over runs (of either side) and over questions (the same for all runs)."""
-    n_questions = bad.shape[1]
-    weights = rng.multinomial(n_questions, np.full(n_questions, 1 / n_questions)) / n_questions
-    sides = [side[rng.integers(len(side), size=len(side))].mean(0) for side in (bad, good)]  # [n_questions, d_sae]
-    return weights @ (sides[0] - sides[1])
-
-
-def _spread_floor(good_means: np.ndarray) -> float:
-    """A small constant added to every latent's spread, so that a latent that never moves in a control is not infinite.
-
-    The median spread of the latents that move at all, as in the moderated statistics of Tusher et al. 2001 (SAM); 1 if
-    none does, so that `z` is the plain difference.
-    """
-    spreads = good_means.std(0, ddof=1)
-    moving = spreads[spreads > 0]
-    return float(np.median(moving)) if moving.size else 1.0
-
-
-def _control_null(good_means: np.ndarray, *, n_bad: int, floor: float, rng: np.random.Generator) -> np.ndarray:
-    """Sorted `z` of controls that play misaligned, against the other controls, over splits and latents."""
-    n = len(good_means)
-    splits = list(combinations(range(n), n_bad))
-    if len(splits) > MAX_SPLITS:
-        splits = [splits[i] for i in rng.choice(len(splits), MAX_SPLITS, replace=False)]
-    null = []
-    for split in splits:
-        played = np.isin(np.arange(n), split)
-        rest = good_means[~played]
-        null.append((good_means[played].mean(0) - rest.mean(0)) / (rest.std(0, ddof=1) + floor))
-    return np.sort(np.concatenate(null))

@@ -3,13 +3,14 @@
 import json
 import warnings
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
-from sae_persona.artifacts import Manifest, read_json, write_folder, write_json
+from sae_persona.artifacts import Manifest, fingerprint, read_json, write_folder, write_json
 from sae_persona.errors import IncompatibleError, SAEError
 from sae_persona.model.hooks import resolve_hook
 from sae_persona.model.load import LoadedModel
@@ -67,6 +68,16 @@ def hook_name_of(sae: "SAE") -> str:
     if not (hook_name := sae.cfg.metadata.hook_name):
         raise SAEError("this SAE's cfg.json names no hook_name in its metadata. Name the hook it was trained on.")
     return hook_name
+
+
+def sae_mark(sae: "SAE", hook_name: str) -> str:
+    """A short name of an SAE at a hook, the same wherever it was loaded from: tells two SAEs of one shape apart.
+
+    Made of the hook, the biases and 64 of the decoder's rows, because hashing all of a wide SAE takes seconds.
+    """
+    rows = sae.W_dec[:: max(1, sae.cfg.d_sae // 64)]
+    numbers = torch.cat([sae.b_dec.flatten(), rows.flatten()]).detach().float().cpu().numpy().tobytes()
+    return fingerprint([hook_name, sae.cfg.architecture(), list(sae.W_dec.shape), sha256(numbers).hexdigest()])[:16]
 
 
 def check_fits(sae: "SAE", model: LoadedModel, hook_name: str) -> None:

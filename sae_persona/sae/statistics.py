@@ -5,7 +5,7 @@ Axes: `d_sae` latents, `d_in` width of the residual stream, `n` tokens of one bl
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from sae_persona.model.hooks import residuals
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.chunks import N_TOKENS, Encoder
 from sae_persona.sae.encode import Reading, Selection, counted_tokens, selected_tokens
-from sae_persona.sae.load import check_fits
+from sae_persona.sae.load import check_fits, sae_mark
 from sae_persona.sae.sums import Segment, Sums
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class LatentStats:
     """Like the two below None unless asked for: each takes as much memory as `per_question`."""
     frequency_per_question: Float[np.ndarray, "n_questions d_sae"] | None = None
     maximum_per_question: Float[np.ndarray, "n_questions d_sae"] | None = None
+    resid_per_question: Float[np.ndarray, "n_questions d_in"] | None = None
+    """The same for the tokens of each question, for probes; None in files of earlier versions."""
+    sae: str | None = None
+    """Which SAE at which hook (`sae_mark`); None in files of earlier versions."""
 
     @property
     def n_questions(self) -> int:
@@ -131,8 +135,11 @@ def latent_stats(
             for name, tokens in selected.items():
                 use = counts & selected_tokens(batch, name)
                 tokens.add(resid[use].to(sae.W_dec.device), question[use].cpu())
+    mark = sae_mark(sae, hook_name)
     return {
-        (stats.reading, name): stats for name, tokens in selected.items() for stats in tokens.stats(name, question_ids)
+        (stats.reading, name): replace(stats, sae=mark)
+        for name, tokens in selected.items()
+        for stats in tokens.stats(name, question_ids)
     }
 
 
@@ -145,12 +152,17 @@ class _Selected:
         self.by_question = by_question
         self.tokens_per_question = torch.zeros(n_questions, dtype=torch.long)
         self.resid = Moments()
+        self.resid_of: Tensor | None = None
+        """Sums of the residual stream by question, [n_questions, d_in]."""
         self.sums: dict[Reading, Sums] = {}
 
     def add(self, resid: Float[Tensor, "n d_in"], question: Int[Tensor, " n"]) -> None:
         if len(resid) == 0:
             return
         self.resid.add(resid)
+        if self.resid_of is None:
+            self.resid_of = torch.zeros(self.n_questions, resid.shape[1], dtype=torch.float64, device=resid.device)
+        self.resid_of.index_add_(0, question.to(resid.device), resid.double())
         self.tokens_per_question += question.bincount(minlength=self.n_questions)
         question, by_question = question.sort(stable=True)
         for block, owners in zip(
@@ -166,7 +178,7 @@ class _Selected:
 
     def stats(self, name: Selection, question_ids: Sequence[str]) -> Iterator[LatentStats]:
         """The statistics of every reading."""
-        if self.resid.n == 0:
+        if self.resid_of is None or self.resid.n == 0:
             raise DataError(f"none of the rows has a counted {name} token. Leave {name!r} out of the selections.")
         n_tokens = self.tokens_per_question
         asked = n_tokens > 0
@@ -185,6 +197,7 @@ class _Selected:
                 per_question=sums.means(n_tokens),
                 tokens_per_question=n_tokens[asked].numpy(),
                 resid_mean=self.resid.mean.cpu().numpy(),
+                resid_per_question=(self.resid_of.cpu()[asked] / n_tokens[asked].unsqueeze(-1)).numpy(),
                 variance_per_question=spreads and spreads.variance,
                 frequency_per_question=spreads and spreads.frequency,
                 maximum_per_question=spreads and spreads.maximum,

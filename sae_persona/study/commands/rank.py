@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_folder, write_json
 from sae_persona.attribution.ranking import LatentRanking, RankedLatent, RunStats, rank_latents, rank_pair
+from sae_persona.attribution.reestimate import Reestimate, reestimate_first
 from sae_persona.data.files import read_jsonl, read_prompts, write_jsonl
 from sae_persona.errors import ConfigError
 from sae_persona.model.load import LoadedModel, load_model
+from sae_persona.report.figures.difference import difference_figure
 from sae_persona.sae.load import check_fits, hook_name_of, load_sae
+from sae_persona.study.commands.rivals import write_rivals
 from sae_persona.study.commands.shared import (
     Progress,
     Sampling,
@@ -26,9 +29,11 @@ from sae_persona.study.suspects import run_statistics
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS = "ranking.jsonl", "ranking.csv", "ranking.json"
+FALLS, FALLS_TABLE, FIGURE = "falls.jsonl", "falls.csv", "ranking.html"
+RIVALS, DIRECTIONS = "rivals.json", "directions.safetensors"
 Method = Literal["activation"]
 """`activation`: by the difference of mean activations (Wang et al. 2025, section 3.1)."""
 
@@ -53,6 +58,10 @@ class Findings:
     """The smallest p-value that so many runs could have reached; None where there are too few for any."""
     shortlist: tuple[int, ...]
     """What a causal screen should try."""
+    note: str = ""
+    """What these runs can and cannot say."""
+    first: Reestimate | None = None
+    """The first latent, measured anew on runs and questions that did not choose it; None with too few of either."""
 
 
 def rank_models(
@@ -70,7 +79,11 @@ def rank_models(
     batch_size: int = 256,
     progress: Progress = no_progress,
 ) -> tuple[list[NamedLatent], Findings]:
-    """Write `ranking.jsonl`, `ranking.csv` and `ranking.json`, and return rows and findings.
+    """Write the ranking, and return rows and findings.
+
+    Files: `ranking.jsonl` and `ranking.csv`, the clearest rise first; `falls.jsonl` and `falls.csv`, the clearest fall
+    first; `ranking.json`, the findings; `rivals.json` and `directions.safetensors`, what competes with a latent on the
+    same answers; `ranking.html`, a figure that needs no network.
 
     Every model answers the prompts itself. With controls, misaligned runs are compared with them; without, one
     misaligned model is compared with the aligned one. The aligned model also names the tokens of the first latents.
@@ -88,6 +101,7 @@ def rank_models(
     hook_name = hook_name or hook_name_of(sae)
     # Every checkpoint is opened once before the first is sampled: a wrong path costs seconds, not an hour.
     models = {source: _fitting(source, sae, hook_name, device) for source in (aligned, *misaligned, *controls)}
+    _check_weights_differ({source: weights for source, weights in models.items() if source != aligned or not controls})
     roles = {"aligned": aligned, "misaligned": list(misaligned), "controls": list(controls)}
     manifest = new_manifest(
         "ranking",
@@ -118,10 +132,23 @@ def rank_models(
                 )
             ranking = _ranking(stats, aligned, misaligned, controls, seed=sampling.seed)
             rows = _named(ranking, load_model(aligned, device=device), sae)
-            findings = Findings(method, len(misaligned), len(controls), ranking.smallest_p, ranking.shortlist())
+            bad, good = [stats[run] for run in misaligned], [stats[run] for run in controls or [aligned]]
+            findings = Findings(
+                method,
+                len(misaligned),
+                len(controls),
+                ranking.smallest_p,
+                ranking.shortlist(),
+                ranking.note,
+                reestimate_first(bad, good, seed=sampling.seed) if controls else None,
+            )
             write_jsonl(folder / ROWS, rows)
             write_csv(folder / TABLE, map(asdict, rows))
+            write_jsonl(folder / FALLS, ranking.falls)
+            write_csv(folder / FALLS_TABLE, map(asdict, ranking.falls))
             write_json(folder / FINDINGS, findings)
+            write_rivals(folder / RIVALS, folder / DIRECTIONS, sae, bad, good, seed=sampling.seed)
+            difference_figure(ranking).write_html(folder / FIGURE, include_plotlyjs=True)
     return read_jsonl(out / ROWS, NamedLatent), read_record(out / FINDINGS, Findings)
 
 
@@ -135,6 +162,17 @@ def _check_runs(misaligned: Sequence[str], controls: Sequence[str]) -> None:
             f"{len(misaligned)} misaligned and {len(controls)} control models cannot be compared: name two or more "
             "controls (fine-tunes on correct data), or one misaligned model and no control for a single pair."
         )
+
+
+def _check_weights_differ(models: Mapping[str, str]) -> None:
+    """Raise where two of the compared models are one."""
+    named: dict[str, str] = {}
+    for source, weights in models.items():
+        if (other := named.setdefault(weights, source)) != source:
+            raise ConfigError(
+                f"{other} and {source} are identical checkpoints: they differ in nothing, so they are not ranked. "
+                "Name every run once, and only under one role."
+            )
 
 
 def _fitting(source: str, sae: "SAE", hook_name: str, device: str) -> str:
