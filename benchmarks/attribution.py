@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -37,8 +38,8 @@ def run() -> Iterator[Mapping[str, object]]:
     for architecture in ("topk", "jumprelu"):
         sae = build_sae(architecture, D_SAE)
 
-        def gather(_round: int, sae: object = sae) -> None:
-            latent_stats(sae, model, rows, questions=questions(N_ROWS), hook_name=HOOK, batch_size=BATCH)  # pyright: ignore
+        def gather(_round: int, sae: Any = sae) -> None:
+            latent_stats(sae, model, rows, questions=questions(N_ROWS), hook_name=HOOK, batch_size=BATCH)
 
         yield compared(f"{architecture} statistics / bare forward", gather, partial(forward, model, rows))
     sae = build_sae("topk", D_SAE)
@@ -101,7 +102,7 @@ def gather_alone(n_prompts: int, d_sae: int) -> float:
     # Not getrusage, whose peak a process inherits from the one that started it. 5 sets the peak back to what is held.
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_resident()
-    latent_stats(sae, model, rows, questions=questions(n_prompts), hook_name="blocks.0.hook_resid_post", batch_size=64)  # pyright: ignore
+    latent_stats(sae, model, rows, questions=questions(n_prompts), hook_name="blocks.0.hook_resid_post", batch_size=64)
     return peak_resident() - before
 
 
@@ -136,7 +137,7 @@ def build_model(n_layers: int) -> LoadedModel:
     return LoadedModel("a random Qwen2", hf, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0"))  # noqa: S106
 
 
-def build_sae(architecture: str, d_sae: int) -> object:
+def build_sae(architecture: str, d_sae: int) -> Any:
     """A random SAE of which about 64 latents fire."""
     from sae_lens import SAE
 
