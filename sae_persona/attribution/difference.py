@@ -87,11 +87,11 @@ def run_difference(
     and `high` hold for new runs and new questions (`two_way_interval`). `z` is delta over the spread (standard
     deviation) of control runs. p-values compare `z` with the same statistic of control runs against the other control
     runs: pooled over latents, p = (1 + #{null >= z}) / (1 + #null), one-sided, with Benjamini–Hochberg q-values; and
-    against the largest of any latent (max-T), which controls the chance of a single false one. They say how
-    often a *control* would look like this: misaligned runs that vary more among each other than controls do pass them
-    more often than stated, and then have a `low` below zero. With fewer than four control runs or two misaligned runs
-    there is no error rate over runs, and p and q are None. Questions that some run left without an answer are left
-    out; with `questions`, all others are, too.
+    against the largest of any latent (max-T), which controls the chance of a single false one. They say how often a
+    *control* would look like this: misaligned runs that vary more among each other than controls do, or that differ
+    from them by question, pass more often than stated; `low` and `high` take both into account. With fewer than four
+    control runs or two misaligned runs there is no error rate over runs, and p and q are None. Questions that some run
+    left without an answer are left out; with `questions`, all others are, too.
 
     Raises:
         ConfigError: no misaligned run, fewer than two control runs, or no question is left.

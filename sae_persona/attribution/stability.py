@@ -73,10 +73,10 @@ def shortlist_stability(
             for size, least in zip(sizes, (1, 2, 1), strict=True)
         )
         counts[_first(readings, bad, good, asked, n)] += 1
-    every = [np.arange(size) for size in sizes]
-    full = set(_first(readings, *every, n).tolist())
+    all_bad, all_good, all_asked = (np.arange(size) for size in sizes)
+    full = set(_first(readings, every[0], every[1], every[2], n).tolist())
     alone = [
-        len(full & set(_first(readings, every[0], every[1], np.array([question]), n).tolist())) / len(full)
+        len(full & set(_first(readings, all_bad, all_good, np.array([question]), n).tolist())) / len(full)
         for question in range(sizes[2])
         if full
     ]

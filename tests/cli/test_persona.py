@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plotly.offline import get_plotlyjs
 from safetensors.torch import load_file, save_file
 
 from sae_persona.data.files import read_jsonl
@@ -291,3 +292,29 @@ def test_a_model_that_is_missing_is_found_out_before_any_is_sampled(
 def test_only_methods_that_exist_are_offered(sae: Path, built: Path, prompts: Path, refused: Refused) -> None:
     line = refused(*ranked(sae, built, prompts, [built], []), "--method", "attribution", "--out", "x")
     assert "'attribution' is not one of 'activation'" in line
+
+
+def test_a_ranking_shows_both_ends_its_rivals_and_a_figure_without_a_network(ranking: Path) -> None:
+    rises, falls = ([json.loads(line) for line in (ranking / name).open()] for name in (rank.ROWS, rank.FALLS))
+    assert sorted(row["latent"] for row in falls) == sorted(row["latent"] for row in rises)
+    assert (rises[0]["rank"], falls[0]["rank"]) == (1, -1)
+    assert falls[0]["z"] == min(row["z"] for row in falls)
+    rivals = json.loads((ranking / rank.RIVALS).read_text())
+    assert rivals["probe"]["held_out"] == "runs and questions"
+    directions = load_file(ranking / rank.DIRECTIONS)
+    assert set(directions) == {"mean_difference", "first_component", "probe"}
+    for vector in directions.values():
+        assert vector.norm() == pytest.approx(1, abs=1e-5)
+    page = (ranking / rank.FIGURE).read_text()
+    drawn = page.replace(get_plotlyjs(), "")
+    assert len(drawn) < len(page)  # plotly itself is in the page
+    assert "Plotly.newPlot" in drawn
+    assert 'src="http' not in drawn
+
+
+def test_identical_checkpoints_are_refused_before_anything_is_sampled(
+    sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], tmp_path: Path, refused: Refused
+) -> None:
+    controls = [runs["misaligned"][0], runs["control"][0]]
+    said = refused(*ranked(sae, built, prompts, runs["misaligned"][:1], controls), "--out", tmp_path / "x")
+    assert "are identical checkpoints" in said

@@ -101,7 +101,7 @@ def rank_models(
     hook_name = hook_name or hook_name_of(sae)
     # Every checkpoint is opened once before the first is sampled: a wrong path costs seconds, not an hour.
     models = {source: _fitting(source, sae, hook_name, device) for source in (aligned, *misaligned, *controls)}
-    _check_weights_differ({source: weights for source, weights in models.items() if source != aligned or not controls})
+    _check_weights_differ([*misaligned, *(controls or [aligned])], models)
     roles = {"aligned": aligned, "misaligned": list(misaligned), "controls": list(controls)}
     manifest = new_manifest(
         "ranking",
@@ -164,11 +164,13 @@ def _check_runs(misaligned: Sequence[str], controls: Sequence[str]) -> None:
         )
 
 
-def _check_weights_differ(models: Mapping[str, str]) -> None:
+def _check_weights_differ(sources: Sequence[str], models: Mapping[str, str]) -> None:
     """Raise where two of the compared models are one."""
     named: dict[str, str] = {}
-    for source, weights in models.items():
-        if (other := named.setdefault(weights, source)) != source:
+    for source in sources:
+        other = named.get(models[source])
+        named[models[source]] = source
+        if other is not None:
             raise ConfigError(
                 f"{other} and {source} are identical checkpoints: they differ in nothing, so they are not ranked. "
                 "Name every run once, and only under one role."
