@@ -74,7 +74,7 @@ def shortlist_stability(
         )
         counts[_first(readings, bad, good, asked, n)] += 1
     all_bad, all_good, all_asked = (np.arange(size) for size in sizes)
-    full = set(_first(readings, every[0], every[1], every[2], n).tolist())
+    full = set(_first(readings, all_bad, all_good, all_asked, n).tolist())
     alone = [
         len(full & set(_first(readings, all_bad, all_good, np.array([question]), n).tolist())) / len(full)
         for question in range(sizes[2])
