@@ -108,8 +108,8 @@ def latent_stats(
     The first `drop_first` tokens of a row and tokens of a norm above `max_norm` do not count, as in training. Sums over
     blocks are in float64, so neither batches nor padding change the result beyond the rounding of the model itself.
 
-    Beside the model and one batch, memory holds per latent 1 kB for a block of tokens, and for every selection and
-    reading 12 bytes for each question (48 with `spread_by_question`), however many rows there are.
+    Beside the model and one batch, memory grows with latents times questions, for every selection and reading by 8
+    bytes while it runs and 4 in the result (24 and 16 with `spread_by_question`), and not with the number of rows.
 
     Raises:
         DataError: no rows, another number of questions than of rows, or a selection without a token.
