@@ -295,7 +295,8 @@ def test_only_methods_that_exist_are_offered(sae: Path, built: Path, prompts: Pa
 
 
 def test_a_ranking_shows_both_ends_its_rivals_and_a_figure_without_a_network(ranking: Path) -> None:
-    rises, falls = ([json.loads(line) for line in (ranking / name).open()] for name in (rank.ROWS, rank.FALLS))
+    texts = [(ranking / name).read_text() for name in (rank.ROWS, rank.FALLS)]
+    rises, falls = ([json.loads(line) for line in text.splitlines()] for text in texts)
     assert sorted(row["latent"] for row in falls) == sorted(row["latent"] for row in rises)
     assert (rises[0]["rank"], falls[0]["rank"]) == (1, -1)
     assert falls[0]["z"] == min(row["z"] for row in falls)
