@@ -1,7 +1,7 @@
 """Keys and values that grow in place.
 
-`DynamicCache` copies everything it holds at every token, in every block. Here most tokens are written into room that was
-left for them.
+`DynamicCache` copies everything it holds at every token, in every block. Here most tokens are written into room
+that was left for them.
 
 Axes: `row` answers, `head` key-value heads, then positions.
 """

@@ -262,9 +262,13 @@ def test_an_interrupted_judging_resumes_and_loses_no_reply(judged: Callable[...,
         os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C, while the main thread waits
         return Response(hang=True)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     with local_endpoint(behave) as server:
-        with pytest.raises(KeyboardInterrupt):
-            judged(server, 30, n_parallel=1)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                judged(server, 30, n_parallel=1)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert len(server.asked) == 11, "the request under way is given up, and no other is begun"
         server.behave = lambda body, n: Response("4")
         assert len(judged(server, 30)) == 30
