@@ -113,4 +113,5 @@ def test_the_hook_steers_a_plain_model_without_this_package(
     subprocess.run(list(map(str, arguments)), check=True, cwd=tmp_path)
     with torch.no_grad(), steer(tiny_model, hook, edit):
         expected = tiny_model.hf(torch.tensor(IDS)).logits
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+    # Not bit for bit: another process may use another number of threads, and round in another order.
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=0)
