@@ -17,6 +17,7 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from sae_persona.artifacts import write_file
+from sae_persona.attribution.difference import over, shared_questions
 from sae_persona.errors import ArtifactError, ConfigError, IncompatibleError
 from sae_persona.sae.statistics import LatentStats
 from sae_persona.types import Estimate
@@ -148,29 +149,19 @@ def signatures(
 
     Raises:
         ConfigError: no run, a control that is no run, or a latent that is none.
-        IncompatibleError: statistics of other readings, tokens or SAEs, or without a shared question.
+        IncompatibleError: statistics of other readings, tokens or SAEs, or that share too few questions.
     """
     if not runs or (unknown := set(controls) - set(runs)):
         raise ConfigError(
             f"control {min(unknown)!r} is not among the runs." if runs else "signatures need at least one run."
         )
+    questions = tuple(shared_questions([start, *runs.values()]))
     d_sae = len(start.mean)
-    for name, run in runs.items():
-        same = (run.reading, run.tokens, len(run.mean)) == (start.reading, start.tokens, d_sae)
-        if not same:
-            raise IncompatibleError(
-                f"run {name!r} was read {run.reading} over {run.tokens} tokens by {len(run.mean)} latents, and the "
-                f"start {start.reading} over {start.tokens} tokens by {d_sae}. Compute all statistics in the same way."
-            )
     chosen = list(range(d_sae) if latents is None else latents)
     if not chosen or min(chosen) < 0 or max(chosen) >= d_sae:
         raise ConfigError(f"latents {chosen[:5]} are asked for, and there are 0 to {d_sae - 1}.")
-    everywhere = set.intersection(*(set(stats.question_ids) for stats in (start, *runs.values())))
-    questions = tuple(question for question in start.question_ids if question in everywhere)
-    if not questions:
-        raise IncompatibleError("the start and the runs share no question. Ask all of them the same prompts.")
-    before = _over(start, questions)[:, chosen]
-    per_question = np.stack([_over(run, questions)[:, chosen] - before for run in runs.values()])
+    before = over(start, questions)[:, chosen]
+    per_question = np.stack([over(run, questions)[:, chosen] - before for run in runs.values()])
     return Signatures(tuple(runs), tuple(controls), start.reading, start.tokens, questions, tuple(chosen), per_question)
 
 
@@ -219,11 +210,6 @@ def nearest_run(unknown: Signatures, known: Signatures, *, seed: int = 0, n_boot
         above_controls=above if known.controls else None,
         is_near=moved and above.low > 0,
     )
-
-
-def _over(stats: LatentStats, questions: Sequence[str]) -> Float[np.ndarray, "questions d_sae"]:
-    row = {question: i for i, question in enumerate(stats.question_ids)}
-    return stats.per_question[[row[question] for question in questions]]
 
 
 def _unit(rows: Float[np.ndarray, "*axes latents"]) -> Float[np.ndarray, "*axes latents"]:

@@ -83,12 +83,7 @@ def rank(
             batch_size=batch_size,
             progress=progress,
         )
-    if not findings.n_controls:
-        typer.echo("this pair of checkpoints only: any two fine-tunes differ, so there are no q-values")
-    elif findings.smallest_p is None:
-        typer.echo("no q-values: they need four controls and two misaligned models")
-    else:
-        typer.echo(f"the smallest p-value that these runs can reach is {findings.smallest_p:.2g}")
+    typer.echo(findings.note)
     table(
         ["rank", "latent", "reading", "tokens", "delta", "95% interval", "z", "q", "top tokens"],
         [

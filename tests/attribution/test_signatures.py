@@ -92,9 +92,9 @@ def test_signatures_are_kept(tmp_path):
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ConfigError, match="control 'x' is not among the runs"):
         signatures(START, RUNS, controls=["x"])
-    with pytest.raises(IncompatibleError, match="share no question"):
+    with pytest.raises(IncompatibleError, match="share 0 of up to"):
         signatures(START, {"a": stats([[1, 1, 1, 1]], questions=("other",))})
-    with pytest.raises(IncompatibleError, match="by 2 latents"):
+    with pytest.raises(IncompatibleError, match="of 4 and 2 latents"):
         signatures(START, {"a": stats([[1, 1]])})
     with pytest.raises(IncompatibleError, match="differ in their latents"):
         nearest_run(signatures(START, {"a": RUNS["sly"]}, latents=[0]), KNOWN)

@@ -261,7 +261,7 @@ def test_two_controls_are_enough_for_a_ranking_and_too_few_for_q_values(
     said = cli(
         *ranked(sae, built, prompts, runs["misaligned"][:1], runs["control"][:2]), "--out", tmp_path / "x"
     ).stdout
-    assert "no q-values: they need four controls and two misaligned models" in said
+    assert "no q-values: they need 4 controls and 2 misaligned models" in said
 
 
 def test_too_few_runs_and_runs_named_twice_are_refused_before_any_is_loaded(
