@@ -24,7 +24,6 @@ from transformers import DynamicCache
 from sae_persona.data.tokens import TokenRow, pad_rows, prompt_row
 from sae_persona.errors import ConfigError, DataError, ModelError
 from sae_persona.model.hooks import Edit, Position, edit_residual
-from sae_persona.model.kv import growing_cache
 from sae_persona.model.load import LoadedModel
 from sae_persona.types import Completion, Prompt
 
@@ -149,7 +148,7 @@ class _Writer:
         condition = torch.tensor([i for _, i in pairs], device=device)  # [pair]
 
         # Each pair is read once; its rows start from copies of its keys and values.
-        cache = growing_cache(self.model.hf.config)
+        cache = DynamicCache(config=self.model.hf.config)
         newest = torch.zeros_like(batch.mask)
         newest[:, -1] = True
         self.position = Position(batch.mask, torch.zeros_like(batch.mask), newest, condition)
