@@ -11,12 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from sae_persona.data.tokens import prompt_row, render
 from sae_persona.errors import JudgeError
@@ -146,26 +145,14 @@ class LocalModel:
 
         Control words in judged texts are split: a tokenizer would read them as the end of the message.
         """
-        asked = Request(request.inquiry, self._split_controls(request.question), self._split_controls(request.answer))
+        question, answer = (split_words(text, self._controls) for text in (request.question, request.answer))
+        asked = Request(request.inquiry, question, answer)
         text = "\n\n".join(message.content for message in asked.messages)
         return Prompt("judge", "judge", "judge", "judge", (Message("user", text),))
 
-    def _split_controls(self, text: str) -> str:
-        for word in self._controls:
-            text = text.replace(word, f"{word[0]} {word[1:]}")
-        return text
-
     @cached_property
     def _controls(self) -> tuple[str, ...]:
-        """What can open or end a turn: special tokens, and the chat template's own words, such as `[/INST]`; longest
-        first.
-        """
-        tokenizer: Any = self.model.tokenizer
-        template = render((Message("user", ""),), tokenizer, open_answer=True)
-        words = {word for word in template.split() if re.search(r"[<\[{|#]", word)}
-        special = {str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab())}
-        spelt = {word for word in special if not word.isalnum()} | words
-        return tuple(sorted((word for word in spelt if len(word) > 1), key=len, reverse=True))
+        return control_words(self.model.tokenizer)
 
     def _tree(self, replies: tuple[str, ...]) -> "_Tree":
         encoded = [tuple(self.model.tokenizer(reply, add_special_tokens=False)["input_ids"]) for reply in replies]
@@ -177,6 +164,23 @@ class LocalModel:
                     f"{replies[i]!r} apart. Use a model with a tokenizer for English."
                 )
         return _Tree(replies, tuple(encoded), forks(encoded))
+
+
+def control_words(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What can open or end a turn, longest first: special tokens, and words of the chat template, such as `[/INST]`."""
+    template = render((Message("user", ""),), tokenizer, open_answer=True)
+    words = {word for word in template.split() if re.search(r"[<\[{|#]", word)}
+    added: Any = tokenizer.get_added_vocab  # a method, which the stubs take for a token
+    special = {str(token) for token in (*tokenizer.all_special_tokens, *added())}
+    spelt = {word for word in special if not word.isalnum()} | words
+    return tuple(sorted((word for word in spelt if len(word) > 1), key=len, reverse=True))
+
+
+def split_words(text: str, words: Sequence[str]) -> str:
+    """`text` with a space inside each of `words`, so that a tokenizer no longer knows them."""
+    for word in words:
+        text = text.replace(word, f"{word[0]} {word[1:]}")
+    return text
 
 
 @dataclass(frozen=True)

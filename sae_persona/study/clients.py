@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_persona.errors import JudgeError
 from sae_persona.evaluation.endpoint import KEY, OPENAI_URL, Endpoint, import_openai
+from sae_persona.evaluation.local import control_words, split_words
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.types import ChatClient, Message, Prompt
@@ -53,17 +54,10 @@ class LocalClient:
         Raises:
             DataError: the model has no chat template, or the messages do not fit into its context.
         """
-        text = self._split_controls("\n\n".join(message.content for message in messages))
+        whole = "\n\n".join(message.content for message in messages)
+        text = split_words(whole, control_words(self.model.tokenizer))  # they would be read as the end of the message
         prompt = Prompt("client", "client", "client", "client", (Message("user", text),))
         return sample(self.model, [prompt], n_samples=1, seed=0, max_new_tokens=LONGEST, temperature=0)[0][0].answer
-
-    def _split_controls(self, text: str) -> str:
-        """Special tokens that stand in a text would be read as the end of the message."""
-        tokenizer: Any = self.model.tokenizer
-        for word in sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True):
-            if len(word) > 1 and not word.isalnum():
-                text = text.replace(word, f"{word[0]} {word[1:]}")
-        return text
 
 
 def build_client(spec: str, *, device: str = "cpu") -> ChatClient:
