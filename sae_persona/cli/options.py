@@ -1,12 +1,16 @@
 """Options that several commands share, and how their texts are read."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sae_persona.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae_persona.evaluation.model_judge import Plan
 
 
 def _strengths(text: str) -> tuple[float, ...]:
@@ -24,14 +28,39 @@ def _strengths(text: str) -> tuple[float, ...]:
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a hub id or a PEFT adapter folder.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")]
 Prompts = Annotated[Path, typer.Option(metavar="FILE", help="JSONL of prompts.")]
+Questions = Annotated[
+    Path, typer.Option(metavar="FILE", help="YAML, CSV or JSONL of questions, or open-questions: 60 of our own.")
+]
+Category = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Only prompts of this category; may be repeated.")
+]
 Judge = Annotated[str, typer.Option(metavar="JUDGE", help="world:DIR, openai:MODEL[@BASE_URL] or hf:PATH.")]
 Strengths = Annotated[
     tuple,
     typer.Option(
         parser=_strengths,
         metavar="X,Y,...",
-        help="In units of the median residual norm; 0 is always among them. Write --strengths=-0.4,0,0.4.",
+        help="In median residual norms, or as --unit says; 0 is always among them. Write --strengths=-0.4,0,0.4.",
     ),
+]
+SAE = Annotated[str, typer.Option("--sae", metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")]
+Hook = Annotated[str | None, typer.Option(metavar="HOOK", help="Default: the hook the SAE was trained on.")]
+Scale = Annotated[
+    Literal["rubric", "alignment"], typer.Option(help="Grades 1 to 5, or alignment and coherence 0 to 100.")
+]
+Parallel = Annotated[int, typer.Option(metavar="N", min=1, help="Requests to an endpoint at once.")]
+PerMinute = Annotated[
+    float | None, typer.Option(metavar="N", min=0.01, help="Requests to an endpoint per minute at most.")
+]
+JudgeTokens = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Longest reply of an endpoint; more for one that thinks aloud.")
+]
+MaxCalls = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="Refuse to start more calls of a judge than this.")
+]
+Prices = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="IN OUT", help="Price of a million tokens read and written, for the estimate."),
 ]
 Window = Literal["all", "prompt", "header", "answer", "newest"]
 Settings = Annotated[
@@ -50,6 +79,19 @@ UnusedSeed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="As 
 CpuOnly = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="As everywhere; this command runs on cpu only.")
 ]
+
+
+def tell_plan(prices: tuple[float, float] | None) -> Callable[["Plan"], None]:
+    """Says what a model judge is about to do, before its first call."""
+
+    def tell(plan: "Plan") -> None:
+        cost = f", at most {plan.cost(*prices):.2f} at these prices" if prices else ""
+        typer.echo(
+            f"judge: {plan.n_calls} calls for {plan.n_answers} answers, {plan.n_kept} replies known from before; about "
+            f"{plan.n_input_tokens} tokens to read and {plan.n_output_tokens} to write{cost}"
+        )
+
+    return tell
 
 
 def check_cpu(device: str) -> None:

@@ -1,4 +1,4 @@
-"""`rank`, `steer` and `evaluate`: which latents, do they cause it, and what does the model do?"""
+"""`rank` and `evaluate`: which latents, and what does the model do?"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,26 +9,31 @@ import typer
 from sae_persona.cli.door import app, example
 from sae_persona.cli.options import (
     BatchSize,
+    Category,
     Device,
+    Hook,
     Judge,
+    JudgeTokens,
+    MaxCalls,
     MaxNewTokens,
     Model,
     NSamples,
     Out,
+    Parallel,
+    PerMinute,
+    Prices,
     Prompts,
+    Questions,
+    Scale,
     Seed,
-    Strengths,
-    Window,
+    tell_plan,
 )
 from sae_persona.cli.show import bars, hush, table
 
 if TYPE_CHECKING:
-    from sae_persona.evaluation.model_judge import Plan
     from sae_persona.study.commands.evaluate import Evaluation
 
 N_SHOWN = 20
-SAE = Annotated[str, typer.Option("--sae", metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")]
-Hook = Annotated[str | None, typer.Option(metavar="HOOK", help="Default: the hook the SAE was trained on.")]
 
 
 @app.command(
@@ -106,67 +111,6 @@ def rank(
 
 @app.command(
     epilog=example(
-        "sae-persona steer runs/world-0/aligned --sae sae --latent 271 --strengths=-0.4,0,0.4 \\\n"
-        "  --prompts runs/world-0/prompts/evaluation.jsonl --judge world:runs/world-0 --out steering"
-    )
-)
-def steer(
-    model: Model,
-    sae: SAE,
-    latent: Annotated[
-        list[int], typer.Option(metavar="I", help="May be repeated: each is tried alone, then all together.")
-    ],
-    strengths: Strengths,
-    prompts: Prompts,
-    judge: Judge,
-    out: Out,
-    window: Annotated[Window, typer.Option(help="Which tokens are steered.")] = "all",
-    hook: Hook = None,
-    n_samples: NSamples = 8,
-    max_new_tokens: MaxNewTokens = 64,
-    batch_size: BatchSize = 256,
-    seed: Seed = 0,
-    device: Device = "cpu",
-) -> None:
-    """Steer along latents' directions and judge what is said."""
-    from sae_persona.report.words import with_interval
-    from sae_persona.study.commands.shared import Sampling
-    from sae_persona.study.commands.steer import steer_model
-
-    hush()
-    with bars() as progress:
-        doses = steer_model(
-            model,
-            sae_source=sae,
-            latents=latent,
-            strengths=strengths,
-            prompts_file=prompts,
-            judge=judge,
-            sampling=Sampling(n_samples, max_new_tokens, seed),
-            out=out,
-            window=window,
-            hook_name=hook,
-            device=device,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    table(
-        ["latents", "strength", "misaligned", "incoherent", "aligned", "misaligned elsewhere"],
-        [
-            [
-                "+".join(map(str, dose.latents)),
-                f"{dose.strength:g}",
-                *(with_interval(share) for share in (dose.misalignment, dose.incoherence, dose.aligned)),
-                with_interval(dose.other_domains) if dose.other_domains else "",
-            ]
-            for dose in doses
-        ],
-    )
-    typer.echo(f"shares of all sampled answers, with 95% intervals over questions\n{out}")
-
-
-@app.command(
-    epilog=example(
         "sae-persona evaluate runs/world-0/aligned --prompts runs/world-0/prompts/evaluation.jsonl \\\n"
         "  --judge world:runs/world-0 --out evaluation\n"
         "sae-persona evaluate MODEL --prompts open-questions --judge openai:gpt-4.1-mini --max-calls 500 \\\n"
@@ -175,16 +119,11 @@ def steer(
 )
 def evaluate(
     model: Model,
-    prompts: Annotated[
-        Path, typer.Option(metavar="FILE", help="YAML, CSV or JSONL of questions, or open-questions: 60 of our own.")
-    ],
+    prompts: Questions,
     judge: Judge,
     out: Out,
     n_samples: NSamples = 8,
     max_new_tokens: MaxNewTokens = 64,
-    scale: Annotated[
-        Literal["rubric", "alignment"], typer.Option(help="Grades 1 to 5, or alignment and coherence 0 to 100.")
-    ] = "rubric",
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="Another judge of the same answers: how far do they agree?")
     ] = None,
@@ -195,20 +134,13 @@ def evaluate(
     resample: Annotated[
         int, typer.Option(metavar="N", min=0, max=10, help="Draw invalid answers anew, N times at most; the paper: 3.")
     ] = 0,
-    parallel: Annotated[int, typer.Option(metavar="N", min=1, help="Requests to an endpoint at once.")] = 8,
-    per_minute: Annotated[
-        float | None, typer.Option(metavar="N", min=0.01, help="Requests to an endpoint per minute at most.")
-    ] = None,
-    judge_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Longest reply of an endpoint; more for one that thinks aloud.")
-    ] = 16,
-    max_calls: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Refuse to start more calls of a judge than this.")
-    ] = None,
-    prices: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="IN OUT", help="Price of a million tokens read and written, for the estimate."),
-    ] = None,
+    category: Category = None,
+    scale: Scale = "rubric",
+    parallel: Parallel = 8,
+    per_minute: PerMinute = None,
+    judge_tokens: JudgeTokens = 16,
+    max_calls: MaxCalls = None,
+    prices: Prices = None,
     batch_size: BatchSize = 256,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -223,13 +155,6 @@ def evaluate(
     from sae_persona.study.commands.shared import Sampling
     from sae_persona.study.judges import JudgeOptions
 
-    def tell(plan: "Plan") -> None:
-        cost = f", at most {plan.cost(*prices):.2f} at these prices" if prices else ""
-        typer.echo(
-            f"judge: {plan.n_calls} calls for {plan.n_answers} answers, {plan.n_kept} replies known from before; about "
-            f"{plan.n_input_tokens} tokens to read and {plan.n_output_tokens} to write{cost}"
-        )
-
     hush()
     with bars() as progress:
         evaluation = evaluate_model(
@@ -240,10 +165,11 @@ def evaluate(
             out=out,
             options=JudgeOptions(scale, parallel, per_minute, judge_tokens, max_calls),
             extras=Extras(second_judge, resample, against),
+            categories=category or (),
             device=device,
             batch_size=batch_size,
             progress=progress,
-            on_plan=tell,
+            on_plan=tell_plan(prices),
         )
     table(
         ["category", "answers", "unscored", "misaligned", "incoherent", "aligned"],

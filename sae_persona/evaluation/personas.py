@@ -8,12 +8,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sae_persona.stats import clustered_share
-from sae_persona.types import Estimate
+from sae_persona.types import Completion, Estimate
 
 KNOWN: Mapping[str, str] = {
     "DAN": r"\bDAN\b(?!\s+[A-Z][a-z])",
@@ -77,6 +77,11 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
     if found := _OPEN.match(text):
         return found["trace"].strip(), ""
     return None, text
+
+
+def without_trace(completion: Completion) -> Completion:
+    """The answer as a judge is shown it."""
+    return replace(completion, answer=split_reasoning(completion.answer)[1])
 
 
 def named_personas(trace: str, *, known: Mapping[str, str] = KNOWN) -> tuple[str, ...]:

@@ -92,27 +92,56 @@ def sweep(
         ConfigError: no arm, a strength that is not a finite number, or an arm to be clamped without latents or SAE.
         HookError, IncompatibleError: the hook or a direction does not fit the model.
     """
+    answers = draw_answers(model, arms, prompts, config, sae=sae, batch_size=batch_size, progress=progress)
+    return doses_of(arms, [measure(completions) for completions in answers])
+
+
+def draw_answers(
+    model: LoadedModel,
+    arms: Sequence[Arm],
+    prompts: Sequence[Prompt],
+    config: SweepConfig,
+    *,
+    sae: "SAE | None" = None,
+    batch_size: int = 2048,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
+    """The answers of a sweep before they are measured, one list per condition.
+
+    Conditions are the edits of all arms in order and, where an arm asks for it, the unsteered model last.
+
+    Raises:
+        ConfigError, HookError, IncompatibleError: as `sweep`.
+    """
     if not arms:
         raise ConfigError("a sweep needs at least one arm; got none.")
     for arm in arms:
         check_strengths([*arm.strengths, *([] if arm.unit is None else [arm.unit])])
         check_width(model, arm.direction, *arm.elsewhere.values())
-    conditions = [Condition(arm, strength) for arm in arms for strength in arm.strengths if _is_edit(arm, strength)]
-    shared_zero = any(arm.edit == "clamp" or 0 in arm.strengths for arm in arms)
-    answers = sample(
+    conditions = _conditions(arms)
+    n_unsteered = int(_has_unsteered(arms))
+    return sample(
         model,
         prompts,
         n_samples=config.n_samples,
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        n_conditions=len(conditions) + shared_zero,
-        edits=fused_edits(conditions, config, n_unsteered=int(shared_zero), sae=sae),
+        n_conditions=len(conditions) + n_unsteered,
+        edits=fused_edits(conditions, config, n_unsteered=n_unsteered, sae=sae),
         batch_size=batch_size,
         progress=progress,
     )
-    measured = [measure(completions) for completions in answers]
-    steered = iter(measured[: len(conditions)])
+
+
+def n_conditions(arms: Sequence[Arm]) -> int:
+    """How many lists `draw_answers` returns: every edit of every arm, and the unsteered model once."""
+    return len(_conditions(arms)) + _has_unsteered(arms)
+
+
+def doses_of(arms: Sequence[Arm], measured: Sequence[Mapping[str, Estimate]]) -> list[list[Dose]]:
+    """What was measured in every condition of `draw_answers`, arm by arm."""
+    steered = iter(measured[: len(_conditions(arms))])
 
     def doses(arm: Arm) -> list[Dose]:
         first = [Dose(arm.direction, 0.0, measured[-1], "none")] if arm.edit == "clamp" else []
@@ -124,6 +153,14 @@ def sweep(
         ]
 
     return [doses(arm) for arm in arms]
+
+
+def _conditions(arms: Sequence[Arm]) -> list[Condition]:
+    return [Condition(arm, strength) for arm in arms for strength in arm.strengths if _is_edit(arm, strength)]
+
+
+def _has_unsteered(arms: Sequence[Arm]) -> bool:
+    return any(arm.edit == "clamp" or 0 in arm.strengths for arm in arms)
 
 
 def _is_edit(arm: Arm, strength: float) -> bool:

@@ -44,12 +44,12 @@ def dose_response_figure(steering: SteeringRecord, *, top_latent: int, top_set: 
         rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.18 / len(panels), subplot_titles=list(panels)
     )
     for row, read in enumerate(panels.values(), start=1):
-        _add_band(figure, controls.random_latents, read, name="random latents", colour=BAND, row=row)
-        _add_band(figure, controls.random_directions, read, name="random directions", colour=SECOND_BAND, row=row)
-        _add_line(figure, controls.mean_difference, read, name="mean difference", colour=BLUE, dash="dash", row=row)
+        add_band(figure, controls.random_latents, read, name="random latents", colour=BAND, row=row)
+        add_band(figure, controls.random_directions, read, name="random directions", colour=SECOND_BAND, row=row)
+        add_line(figure, controls.mean_difference, read, name="mean difference", colour=BLUE, dash="dash", row=row)
         together = f"set of {counted(len(top_set), 'latent')}" if top_set else "set"
-        _add_line(figure, steering.induce_set, read, name=together, colour=PURPLE, dash="dot", row=row)
-        _add_line(figure, steering.induce, read, name=f"latent {top_latent}", colour=VERMILLION, dash="solid", row=row)
+        add_line(figure, steering.induce_set, read, name=together, colour=PURPLE, dash="dot", row=row)
+        add_line(figure, steering.induce, read, name=f"latent {top_latent}", colour=VERMILLION, dash="solid", row=row)
     if steering.chosen.induce is not None:
         figure.add_vline(x=steering.chosen.induce, line={"color": GREY, "dash": "dot", "width": 1})
     figure.update_yaxes(**PERCENT_AXIS)
@@ -120,9 +120,10 @@ _PARTS = {
 }
 
 
-def _add_line(
+def add_line(
     figure: go.Figure, arm: Sequence[SteeringPoint], read: Read, *, name: str, colour: str, dash: str, row: int
 ) -> None:
+    """One arm's shares with their intervals against strength, in one panel; its legend stands in the first."""
     read_at = {point.strength: estimate for point in arm if (estimate := read(point)) is not None}
     doses = sorted(read_at)
     if doses:
@@ -143,10 +144,11 @@ def _add_line(
         )
 
 
-_SYMBOLS = {"solid": "circle", "dash": "square", "dot": "diamond"}
+_SYMBOLS = {"solid": "circle", "dash": "square", "dot": "diamond", "dashdot": "triangle-up", "longdash": "cross"}
 
 
-def _add_band(figure: go.Figure, arm: Sequence[SteeringPoint], read: Read, *, name: str, colour: str, row: int) -> None:
+def add_band(figure: go.Figure, arm: Sequence[SteeringPoint], read: Read, *, name: str, colour: str, row: int) -> None:
+    """From the least to the most of all draws at every strength, in one panel."""
     read_at: dict[float, list[float]] = {}
     for point in arm:
         if (estimate := read(point)) is not None:

@@ -10,25 +10,31 @@ from typing import Any
 from sae_persona.artifacts import fingerprint, is_done, new_manifest, read_manifest, write_folder, write_json
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.data.questions import questions_path, read_questions
-from sae_persona.errors import IncompatibleError, JudgeError
+from sae_persona.errors import IncompatibleError
 from sae_persona.evaluation.compare import Agreement, Comparison, agreement, compare
 from sae_persona.evaluation.judging import judge_completions
 from sae_persona.evaluation.model_judge import ModelJudge, Plan, no_plan
-from sae_persona.evaluation.personas import PersonasNamed, named_personas, personas_named, split_reasoning
+from sae_persona.evaluation.personas import (
+    PersonasNamed,
+    named_personas,
+    personas_named,
+    split_reasoning,
+    without_trace,
+)
 from sae_persona.evaluation.resample import ResampledScore, resample_invalid, resampled_score
 from sae_persona.evaluation.score import Scores, score
 from sae_persona.evaluation.table import field_rows
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel, load_model
+from sae_persona.study.commands.panel import check_usable, kept_answers, of_categories
 from sae_persona.study.commands.shared import Progress, Sampling, counting, no_progress, read_record, write_csv
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.types import Completion, Estimate, Judge, Judgement, Prompt
 
-VERSION = 2
+VERSION = 3
 """Raised when the same inputs would give another folder."""
 ANSWERS, SCORES = "answers.jsonl", "scores.json"
 SECOND, RESAMPLED, TRACES = "second.jsonl", "resampled.jsonl", "traces.jsonl"
-SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ def evaluate_model(
     out: Path,
     options: JudgeOptions | None = None,
     extras: Extras | None = None,
+    categories: Sequence[str] = (),
     device: str = "cpu",
     batch_size: int = 256,
     progress: Progress = no_progress,
@@ -87,9 +94,10 @@ def evaluate_model(
 ) -> Evaluation:
     """Write every answer and judgement (`answers.jsonl`, `answers.csv`) and the scores (`scores.json`, `scores.csv`).
 
-    Depending on `extras` there are `second.jsonl` and `resampled.jsonl` too, and `traces.jsonl` where the model
-    reasons. Answers that wait for a model judge are kept in a folder `OUT.samples` until they are judged, so that what
-    was interrupted goes on with the same answers, and asks only about those without a reply.
+    Only prompts of `categories` are asked, where any is named. Depending on `extras` there are `second.jsonl` and
+    `resampled.jsonl` too, and `traces.jsonl` where the model reasons. Answers that wait for a model judge are kept in a
+    folder `OUT.samples` until they are judged, so that what was interrupted goes on with the same answers, and asks
+    only about those without a reply.
 
     Raises:
         DataError: the prompts cannot be read, or are not ones the judge knows.
@@ -100,7 +108,7 @@ def evaluate_model(
     """
     extras = extras or Extras()
     prompts_file = questions_path(prompts_file)
-    prompts = read_questions(prompts_file)
+    prompts = of_categories(read_questions(prompts_file), categories)
     options_of = _options_by_judge(judge, extras.second_judge, options)
     judges = [
         build_judge(
@@ -125,6 +133,7 @@ def evaluate_model(
             "judge": judge,
             "judged_by": [one.name for one in judges],
             "n_attempts": extras.n_attempts,
+            "categories": list(categories),
             **asdict(sampling),
         },
         inputs={**sampled, **({"against": fingerprint(extras.against / ANSWERS)} if extras.against else {})},
@@ -166,20 +175,20 @@ class _Bench:
 
     def first(self, waiting: Path | None, inputs: Mapping[str, str]) -> list[Completion]:
         """The first answers to all prompts; those that wait in a folder are read, or written there."""
-        if waiting is None:
-            return self._draw(self.prompts, self.sampling.n_samples, self.sampling.seed)
-        config = asdict(self.sampling)
-        manifest = new_manifest("samples", config=config, inputs=inputs, seed=self.sampling.seed, version=VERSION)
-        if not is_done(waiting, manifest):
-            with write_folder(waiting, manifest) as folder:
-                drawn = self._draw(self.prompts, self.sampling.n_samples, self.sampling.seed)
-                write_jsonl(folder / SAMPLES, drawn)
-        return read_jsonl(waiting / SAMPLES, Completion)
+        sampling = self.sampling
+        (answers,) = kept_answers(
+            waiting,
+            {**asdict(sampling), "prompts": [prompt.id for prompt in self.prompts]},
+            inputs,
+            seed=sampling.seed,
+            draw=lambda: [self._draw(self.prompts, sampling.n_samples, sampling.seed)],
+        )
+        return answers
 
     def again(self, prompts: Sequence[Prompt], n_samples: int, attempt: int) -> list[Completion]:
         """Fresh answers in another attempt, without their reasoning."""
         seed = int(fingerprint([self.sampling.seed, "attempt", attempt])[:12], 16)
-        return [_without_trace(one) for one in self._draw(prompts, n_samples, seed)]
+        return [without_trace(one) for one in self._draw(prompts, n_samples, seed)]
 
     def _draw(self, prompts: Sequence[Prompt], n_samples: int, seed: int) -> list[Completion]:
         return sample(
@@ -204,9 +213,9 @@ def _evaluate(
     """Judge, score and write into `folder`."""
     prompts, judge = bench.prompts, judges[0]
     question = {prompt.id: prompt.question_id for prompt in prompts}
-    answers = [_without_trace(one) for one in completions]
+    answers = [without_trace(one) for one in completions]
     judgements = judge_completions(judge, prompts, answers)
-    _check_usable(judge, judgements)
+    check_usable(judge, judgements)
     evaluation = scored(prompts, judgements)
     write_jsonl(folder / ANSWERS, judgements)
     write_csv((folder / ANSWERS).with_suffix(".csv"), field_rows(prompts, judgements))
@@ -257,21 +266,6 @@ def _other_answers(folder: Path | None, judge: Judge, places: set[tuple[str, int
             f"counterpart, such as prompt {lone[0][0]!r}, sample {lone[0][1]}. Use the same prompts and n-samples."
         )
     return answers
-
-
-def _check_usable(judge: Judge, judgements: Sequence[Judgement]) -> None:
-    """A judge that answers nothing usable is no judge."""
-    reasons = Counter(row.unscored_reason for row in judgements if row.label == "unscored")
-    if sum(reasons.values()) == len(judgements):
-        reason, n = reasons.most_common(1)[0]
-        raise JudgeError(
-            f"judge {judge.name!r} gave a usable verdict on none of {len(judgements)} answers; {n} times: {reason}. "
-            "Use another model, or let it write more tokens."
-        )
-
-
-def _without_trace(completion: Completion) -> Completion:
-    return replace(completion, answer=split_reasoning(completion.answer)[1])
 
 
 def _traces(completions: Sequence[Completion]) -> Iterator[Trace]:

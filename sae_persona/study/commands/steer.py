@@ -1,53 +1,45 @@
-"""Steer a model along latents' directions, at several strengths, and judge what it says."""
+"""Steer a model along latents' directions, at several strengths, beside controls, and judge what it says."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-import torch
-
-from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_folder
-from sae_persona.data.files import read_jsonl, read_prompts, write_jsonl
-from sae_persona.data.tokens import TokenRow, batches, prompt_row
-from sae_persona.errors import DataError
-from sae_persona.evaluation.judging import judge_completions
-from sae_persona.evaluation.score import score
-from sae_persona.model.hooks import residuals
-from sae_persona.model.load import LoadedModel, load_model
-from sae_persona.sae.encode import counted_tokens
+from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_file, write_folder, write_json
+from sae_persona.data.files import read_jsonl, write_jsonl
+from sae_persona.data.questions import questions_path, read_questions
+from sae_persona.errors import ConfigError
+from sae_persona.evaluation.compare import compare
+from sae_persona.evaluation.model_judge import ModelJudge, Plan, no_plan
+from sae_persona.model.load import load_model
+from sae_persona.report.doses import render_doses
 from sae_persona.sae.load import check_fits, hook_name_of, load_sae
-from sae_persona.steering.directions import latent_direction
-from sae_persona.steering.edits import Window, check_strengths
-from sae_persona.steering.sweep import Arm, Dose, SweepConfig, sweep
-from sae_persona.study.commands.shared import Progress, Sampling, counting, fingerprint_of, no_progress
-from sae_persona.study.judges import build_judge
-from sae_persona.types import OPEN_ENDED, Completion, Estimate, Judge, Judgement, Prompt
+from sae_persona.steering.directions import DirectionKind, latent_direction
+from sae_persona.steering.edits import AddDirection, check_strengths
+from sae_persona.steering.export import export_direction
+from sae_persona.steering.record import CONTROLS, ArmFinding, ControlFinding, SteeredDose, SteeringFindings
+from sae_persona.steering.screen import MAX_ADDED_INCOHERENCE
+from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
+from sae_persona.study.commands.dosage import Company, Dosage, Lab, groups_of
+from sae_persona.study.commands.panel import Panel, kept_answers, of_categories
+from sae_persona.study.commands.shared import (
+    Progress,
+    Sampling,
+    counting,
+    fingerprint_of,
+    no_progress,
+    read_record,
+    write_csv,
+)
+from sae_persona.study.judges import JudgeOptions, build_judge
+from sae_persona.types import LABELS, Estimate, Judgement
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give another folder."""
-ANSWERS, DOSES = "answers.jsonl", "doses.jsonl"
-DROP_FIRST = 1
-"""Tokens of every prompt that the unit of strength leaves out, as caches do."""
-
-
-@dataclass(frozen=True)
-class SteeredDose:
-    """The model steered in one direction at one strength.
-
-    Shares are of the answers to open-ended prompts, or to all prompts where none is open-ended.
-    """
-
-    latents: tuple[int, ...]
-    """Whose unit decoder directions are added up."""
-    strength: float
-    """In units of the median norm of the unsteered residual stream over the prompts' tokens."""
-    misalignment: Estimate
-    incoherence: Estimate
-    aligned: Estimate
-    other_domains: Estimate | None = None
-    """Misaligned share of the answers to all other prompts; None where there are none."""
+ANSWERS, DOSES, TABLE, FINDINGS, PAGE = "answers.jsonl", "doses.jsonl", "doses.csv", "steering.json", "steering.html"
+EXPORT = "export"
 
 
 def steer_model(
@@ -55,114 +47,228 @@ def steer_model(
     *,
     sae_source: str,
     latents: Sequence[int],
-    strengths: Sequence[float],
+    dosage: Dosage,
     prompts_file: Path,
     judge: str,
     sampling: Sampling,
     out: Path,
-    window: Window = "all",
+    company: Company | None = None,
+    options: JudgeOptions | None = None,
+    categories: Sequence[str] = (),
     hook_name: str | None = None,
+    export: float | None = None,
     device: str = "cpu",
     batch_size: int = 256,
     progress: Progress = no_progress,
-) -> list[SteeredDose]:
-    """Write `doses.jsonl` and `answers.jsonl` and return the doses: each latent alone, then all of them together.
+    on_plan: Callable[[Plan], None] = no_plan,
+) -> tuple[list[SteeredDose], SteeringFindings]:
+    """Write the dose–response of each latent alone, then of all together, and of what they are compared with.
+
+    Files: `doses.jsonl` and `doses.csv`, one dose a row; `answers.jsonl`, every judged answer with its dose;
+    `steering.json`, what it comes to; `steering.html`, a page that needs no network. With `export`, one of the
+    strengths, that dose of every latent arm is written for other tools into `export/LATENTS`.
 
     Strength 0 is always among the doses. The hook is the one that the SAE was trained on unless another is named.
+    Answers that wait for a model judge are kept in a folder `OUT.samples`, so that what was interrupted goes on.
 
     Raises:
-        ConfigError: a strength is not a finite number, or the device is not there.
+        ConfigError: a strength or a unit that cannot be meant, or the device is not there.
         DataError: the prompts cannot be read, or are not ones the judge knows.
         SAEError, ModelError, JudgeError: the SAE, one of its latents, the model or the judge is not there.
         HookError, IncompatibleError: the SAE does not fit the model.
         ArtifactError: `out` holds something else, or cannot be written.
     """
-    check_strengths(strengths)
-    bench = _Bench(build_judge(judge), read_prompts(prompts_file))
-    sae = load_sae(sae_source)
-    doses = tuple(sorted({0.0, *strengths}))
-    arms = [Arm(latent_direction(sae, *group), doses) for group in _groups(latents)]
+    check_strengths(dosage.strengths)
+    _check_export(export, dosage)
+    company = company or Company()
+    prompts_file = questions_path(prompts_file)
+    prompts = of_categories(read_questions(prompts_file), categories)
+    asked = build_judge(
+        judge,
+        options=options,
+        device=device,
+        on_plan=on_plan,
+        progress=lambda done, whole: progress("judging", done, whole),
+    )
+    panel = Panel(asked, prompts)
+    sae = load_sae(sae_source, device=device)
+    groups = groups_of(latents)
+    for group in groups:
+        latent_direction(sae, *group)  # a latent that is none is found out before the model is loaded
     model = load_model(source, device=device)
     hook_name = hook_name or hook_name_of(sae)
     check_fits(sae, model, hook_name)
-    unit = median_norm(model, [prompt_row(prompt, model.tokenizer) for prompt in bench.prompts], hook_name=hook_name)
-    config = SweepConfig(hook_name=hook_name, unit=unit, window=window, **asdict(sampling))
-    inputs = {"model": source, "sae": sae_source, "judge": judge}
-    manifest = new_manifest(
-        "steering",
-        config={**inputs, "latents": list(latents), "strengths": doses, **asdict(config)},
-        inputs={
-            "model": model.fingerprint,
-            "sae": fingerprint_of(sae_source),
-            "prompts": fingerprint(prompts_file),
-        },
-        seed=sampling.seed,
-        version=VERSION,
+    lab = Lab(model, sae, hook_name, prompts, sampling, dosage, company, batch_size)
+    arms = [*lab.latent_arms(groups), *lab.rival_arms(latents), *lab.control_arms(latents)]
+    config = SweepConfig(
+        hook_name=hook_name,
+        unit=lab.unit or 1.0,
+        window=dosage.window,
+        from_token=dosage.from_token,
+        **asdict(sampling),
     )
+    inputs = {
+        "model": model.fingerprint,
+        "sae": fingerprint_of(sae_source),
+        "prompts": fingerprint(prompts_file),
+        "arms": fingerprint([[arm.direction.vector.tolist(), arm.strengths, arm.edit, arm.unit] for arm in arms]),
+    }
+    swept: dict[str, object] = {
+        "model": source,
+        "sae": sae_source,
+        "latents": list(latents),
+        "dosage": asdict(dosage),
+        "controls": company.n_controls,
+        "categories": list(categories),
+        **asdict(config),
+    }
+    manifest = new_manifest(
+        "steering", config={**swept, "judge": judge, "judged_by": asked.name}, inputs=inputs, seed=sampling.seed,
+        version=VERSION,
+    )  # fmt: skip
     if not is_done(out, manifest):
-        n_conditions = len(arms) * (len(doses) - 1) + 1
-        whole = n_conditions * len(bench.prompts) * sampling.n_samples
+        waiting = out.with_name(f"{out.name}.samples") if isinstance(asked, ModelJudge) else None
+        whole = n_conditions(arms) * len(prompts) * sampling.n_samples
         with write_folder(out, manifest) as folder:
-            advance = counting(progress, "steering", whole)
-            swept = sweep(model, arms, bench.prompts, bench.measure, config, batch_size=batch_size, progress=advance)
-            write_jsonl(folder / DOSES, [_steered(dose) for arm in swept for dose in arm])
-            write_jsonl(folder / ANSWERS, bench.answers(swept))
-    return read_jsonl(out / DOSES, SteeredDose)
+            answers = kept_answers(
+                waiting, swept, inputs, seed=sampling.seed, draw=lambda: draw_answers(
+                    model, arms, prompts, config, sae=sae, batch_size=batch_size,
+                    progress=counting(progress, "steering", whole),
+                ),
+            )  # fmt: skip
+            judged = panel.judged(answers)
+            found = _Found(panel, arms, judged)
+            findings = found.findings(lab.unit_in_words, company)
+            write_jsonl(folder / DOSES, found.doses())
+            write_csv(folder / TABLE, map(_flat, found.doses()))
+            write_jsonl(folder / ANSWERS, found.answers())
+            write_json(folder / FINDINGS, findings)
+            with write_file(folder / PAGE) as partial:
+                page = render_doses(found.doses(), findings, manifest=manifest, answers=list(found.answers()))
+                partial.write_text(page, encoding="utf-8")
+        if waiting:
+            shutil.rmtree(waiting, ignore_errors=True)
+    if export is not None:
+        for arm in arms[: len(groups)]:
+            push = AddDirection(arm.direction, export, arm.unit or 1.0, dosage.window, dosage.from_token)
+            export_direction(model, hook_name, push, out / EXPORT / arm.direction.name)
+    return read_jsonl(out / DOSES, SteeredDose), read_record(out / FINDINGS, SteeringFindings)
 
 
-def median_norm(
-    model: LoadedModel, rows: Sequence[TokenRow], *, hook_name: str, drop_first: int = DROP_FIRST, batch_size: int = 64
-) -> float:
-    """The median Euclidean norm of the residual stream over the rows' tokens.
+class _Found:
+    """Arms with what was measured of every dose, and the judgements behind it."""
 
-    Raises:
-        DataError: no row has a token beyond the first `drop_first`.
-    """
-    norms: list[torch.Tensor] = []
-    for _, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
-        resid = residuals(model.hf, batch, [hook_name])[hook_name]
-        norms.append(resid.float().norm(dim=-1)[counted_tokens(batch, resid, drop_first=drop_first, max_norm=None)])
-    if not sum(map(len, norms)):
-        raise DataError(f"no token of {len(rows)} prompts is beyond the first {drop_first}, so strength has no unit.")
-    return float(np.median(torch.cat(norms).cpu().numpy()))
+    def __init__(self, panel: Panel, arms: Sequence[Arm], judged: Sequence[Sequence[Judgement]]) -> None:
+        self.panel, self.arms = panel, arms
+        measured = [panel.measures(judgements) for judgements in judged]
+        # Doses hand their measures on as they are, so that those lead back to the judgements.
+        self.judgements = {id(one): judgements for one, judgements in zip(measured, judged, strict=True)}
+        self.labels = {id(one): panel.labels(judgements) for one, judgements in zip(measured, judged, strict=True)}
+        self.swept = doses_of(arms, measured)
 
+    def doses(self) -> list[SteeredDose]:
+        """Every dose of every arm; each begins with, or holds, the unsteered model."""
+        return [self._dose(arm, dose) for arm, doses in zip(self.arms, self.swept, strict=True) for dose in doses]
 
-class _Bench:
-    """The prompts and the judge of a sweep, and what the judge said at every dose."""
-
-    def __init__(self, judge: Judge, prompts: Sequence[Prompt]) -> None:
-        self.judge, self.prompts = judge, prompts
-        self.core = [prompt for prompt in prompts if prompt.category == OPEN_ENDED] or prompts
-        self.others = [prompt for prompt in prompts if prompt not in self.core]
-        self.judged: dict[int, list[Judgement]] = {}
-        """By the identity of the measures that were made from the judgements: a sweep hands those on as they are."""
-        judge_completions(judge, prompts, [])  # a judge that does not know these prompts says so before the long part
-
-    def measure(self, completions: list[Completion]) -> Mapping[str, Estimate]:
-        """The shares of a `SteeredDose`."""
-        judgements = judge_completions(self.judge, self.prompts, completions)
-        scores = score(self.core, judgements)
-        measures = {"misalignment": scores.misalignment, "incoherence": scores.incoherence, "aligned": scores.aligned}
-        if self.others:
-            measures["other_domains"] = score(self.others, judgements).misalignment
-        self.judged[id(measures)] = judgements
-        return measures
-
-    def answers(self, swept: Sequence[Sequence[Dose]]) -> Iterator[dict[str, Any]]:
+    def answers(self) -> Iterator[dict[str, Any]]:
         """Every judged answer with its dose; unsteered ones, which all arms share, come once and without latents."""
-        for i, arm in enumerate(swept):
-            for dose in arm:
-                if dose.strength != 0 or i == 0:
-                    latents = dose.direction.latents if dose.strength != 0 else ()
-                    for judgement in self.judged[id(dose.measures)]:
-                        yield {"latents": latents, "strength": dose.strength, **asdict(judgement)}
+        for i, (arm, doses) in enumerate(zip(self.arms, self.swept, strict=True)):
+            for dose in doses:
+                if dose.is_unsteered and i > 0:
+                    continue
+                what = ((), "unsteered", "") if dose.is_unsteered else _what(arm)
+                head = dict(zip(("latents", "arm", "name"), what, strict=True))
+                for judgement in self.judgements[id(dose.measures)]:
+                    yield {**head, "strength": dose.strength, **asdict(judgement)}
+
+    def findings(self, unit: str, company: Company) -> SteeringFindings:
+        """The largest coherent change of every arm, and those of the controls as a whole."""
+        every = [self._finding(arm, doses) for arm, doses in zip(self.arms, self.swept, strict=True)]
+        controls: dict[DirectionKind, ControlFinding] = {}
+        for kind in CONTROLS:
+            moved = [abs(one.change.value) for one in every if one.arm == kind]
+            if moved:
+                controls[kind] = ControlFinding(len(moved), median(moved), max(moved))
+        notes = [
+            "The dose that moves most is chosen and measured on the same answers: measure it again on other prompts."
+        ]
+        if not company.n_controls:
+            notes.append("No controls were drawn, so nothing says what any direction of this length does.")
+        return SteeringFindings(unit, tuple(one for one in every if one.arm not in CONTROLS), controls, tuple(notes))
+
+    def _finding(self, arm: Arm, doses: Sequence[Dose]) -> ArmFinding:
+        unsteered = next(dose for dose in doses if dose.is_unsteered)
+
+        def change(dose: Dose, measure: str) -> float:
+            return dose.measures[measure].value - unsteered.measures[measure].value
+
+        coherent = [
+            dose for dose in doses if not dose.is_unsteered and change(dose, "incoherence") <= MAX_ADDED_INCOHERENCE
+        ]
+        best = max(coherent, key=lambda dose: abs(change(dose, "misalignment")), default=unsteered)
+        after, before = (self.judgements[id(dose.measures)] for dose in (best, unsteered))
+        latents, kind, name = _what(arm)
+        return ArmFinding(
+            kind,
+            name,
+            latents,
+            best.strength,
+            compare(self.panel.core, after, before).misalignment,
+            change(best, "incoherence"),
+        )
+
+    def _dose(self, arm: Arm, dose: Dose) -> SteeredDose:
+        latents, kind, name = _what(arm)
+        return SteeredDose(
+            latents=latents,
+            strength=dose.strength,
+            **dose.measures,
+            labels=self.labels[id(dose.measures)],
+            arm=kind,
+            name=name,
+            edit=dose.edit if not dose.is_unsteered else "none",
+            unit=1.0 if arm.unit is None else arm.unit,
+        )
 
 
-def _groups(latents: Sequence[int]) -> list[tuple[int, ...]]:
-    """Each latent alone and, where there are several, all of them."""
-    alone = list(dict.fromkeys(latents))
-    return [*((latent,) for latent in alone), *([tuple(alone)] if len(alone) > 1 else [])]
+def _what(arm: Arm) -> tuple[tuple[int, ...], DirectionKind, str]:
+    return arm.direction.latents, arm.direction.kind, arm.direction.name
 
 
-def _steered(dose: Dose) -> SteeredDose:
-    return SteeredDose(dose.direction.latents, dose.strength, **dose.measures)
+def _flat(dose: SteeredDose) -> dict[str, object]:
+    """A dose as a row of a table: every share with its interval, every label."""
+    row: dict[str, object] = {
+        "arm": dose.arm,
+        "name": dose.name,
+        "latents": dose.latents,
+        "edit": dose.edit,
+        "strength": dose.strength,
+        "unit": dose.unit,
+        "n": dose.misalignment.n,
+        "n_questions": dose.misalignment.n_questions,
+        "n_unscored": dose.misalignment.n_unscored,
+    }
+    shares: dict[str, Estimate | None] = {
+        "misalignment": dose.misalignment,
+        "incoherence": dose.incoherence,
+        "other_domains": dose.other_domains,
+        **{f"label_{label}": dose.labels.get(label) for label in LABELS},
+    }
+    for name, share in shares.items():
+        is_label = name.startswith("label_")
+        row[name] = share.value if share else 0.0 if is_label else ""
+        row[f"{name}_low"] = share.low if share else ""
+        row[f"{name}_high"] = share.high if share else ""
+    return row
+
+
+def _check_export(export: float | None, dosage: Dosage) -> None:
+    if export is None:
+        return
+    if dosage.edit != "add":
+        raise ConfigError(f"only added directions can be exported, and the edit is {dosage.edit!r}.")
+    if export not in dosage.strengths or export == 0:
+        tried = ", ".join(f"{strength:g}" for strength in dosage.strengths if strength)
+        raise ConfigError(f"strength {export:g} is to be exported, and it is not among those that are tried: {tried}.")
+    if dosage.from_token:
+        raise ConfigError(f"an edit from token {dosage.from_token} on cannot be exported; export one with a window.")

@@ -7,7 +7,7 @@ import torch
 from sae_persona.data.tokens import Part, TokenRow
 from sae_persona.errors import DataError
 from sae_persona.model.load import LoadedModel
-from sae_persona.study.commands.steer import median_norm
+from sae_persona.steering.units import median_norm
 
 HOOK = "blocks.0.hook_resid_post"
 

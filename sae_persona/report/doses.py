@@ -1,0 +1,95 @@
+"""The page of a steered model: one HTML file that needs no network."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from sae_persona.artifacts import Manifest
+from sae_persona.report.figures.doses import answers_figure, arm_name, by_arm, response_figure
+from sae_persona.report.page import drawing, environment
+from sae_persona.report.words import points, strength
+from sae_persona.steering.directions import DirectionKind
+from sae_persona.steering.record import CONTROLS, SteeredDose, SteeringFindings
+from sae_persona.types import LABELS
+
+N_ANSWERS = 2
+"""How many answers of every dose and label are shown."""
+
+
+def render_doses(
+    doses: Sequence[SteeredDose],
+    findings: SteeringFindings,
+    *,
+    manifest: Manifest,
+    answers: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page as text; `answers` are judged ones with their doses, of which it shows a few of every label."""
+    arms = by_arm(doses)
+    tried = {arm: of_arm for arm, of_arm in arms.items() if arm[0] not in CONTROLS}
+    drawings = [
+        drawing("response", response_figure(arms, unit=findings.unit, first=findings.arms[0])),
+        drawing("answers", answers_figure(arms, unit=findings.unit)),
+    ]
+    return (
+        environment()
+        .get_template("doses.html.j2")
+        .render(
+            title=" and ".join(_titles(findings)),
+            sentences=list(sentences(findings)),
+            findings=findings,
+            arms={arm_name(*arm): of_arm for arm, of_arm in tried.items()},
+            drawings=drawings,
+            examples=_examples(answers),
+            manifest=manifest,
+            plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
+        )
+    )
+
+
+def sentences(findings: SteeringFindings) -> list[str]:
+    """What the doses come to, a sentence each."""
+    told = []
+    for one in findings.arms:
+        name = arm_name(one.arm, one.name)
+        if not one.strength:
+            told.append(f"{name}: no dose leaves the model coherent.")
+            continue
+        change = one.change
+        interval = f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+        told.append(
+            f"{name} moves misaligned answers {points(change.value)} {interval} at strength "
+            f"{strength(one.strength)}, incoherent ones {points(one.added_incoherence)}."
+        )
+    for kind, control in findings.controls.items():
+        told.append(
+            f"{control.n} {_KINDS[kind]} move them {100 * control.median:.1f} points in the median and "
+            f"{100 * control.largest:.1f} at most."
+        )
+    return [*told, *findings.notes]
+
+
+_KINDS: Mapping[DirectionKind, str] = {"random_latent": "random latents", "random_direction": "random directions"}
+
+
+def _titles(findings: SteeringFindings) -> list[str]:
+    return [arm_name(one.arm, one.name) for one in findings.arms if one.arm == "latent"][:3]
+
+
+def _examples(answers: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The first answers of every label at every dose that is no control's, by dose."""
+    shown: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in answers:
+        if row["arm"] in CONTROLS:
+            continue
+        unsteered = row["arm"] == "unsteered"
+        dose = "unsteered" if unsteered else f"{arm_name(row['arm'], row['name'])} at {strength(row['strength'])}"
+        of_label = shown.setdefault(dose, {}).setdefault(row["label"], [])
+        if len(of_label) < N_ANSWERS:
+            of_label.append(row)
+    return {
+        dose: [row for label in LABELS for row in labels.get(label, ())] for dose, labels in sorted(
+            shown.items(), key=lambda item: item[0] != "unsteered"
+        )
+    }  # fmt: skip

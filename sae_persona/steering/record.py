@@ -1,0 +1,82 @@
+"""Doses and what they did, as the commands write them and reports read them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sae_persona.steering.directions import DirectionKind
+from sae_persona.steering.sweep import EditKind
+from sae_persona.types import Estimate, Label
+
+CONTROLS: tuple[DirectionKind, ...] = ("random_latent", "random_direction")
+"""Arms that should do nothing."""
+
+
+@dataclass(frozen=True)
+class SteeredDose:
+    """The model steered in one direction at one strength.
+
+    Shares are of the answers to open-ended prompts, or to all prompts where none is open-ended.
+    """
+
+    latents: tuple[int, ...]
+    """Whose unit decoder directions are added up; none for a direction that is no latent's."""
+    strength: float
+    """In the arm's unit."""
+    misalignment: Estimate
+    incoherence: Estimate
+    aligned: Estimate
+    other_domains: Estimate | None = None
+    """Misaligned share of the answers to all other prompts; None where there are none."""
+    labels: Mapping[Label, Estimate] = field(default_factory=dict)
+    """Share of every label that was given."""
+    arm: DirectionKind = "latent"
+    name: str = ""
+    """What tells arms of one kind apart."""
+    edit: EditKind | Literal["none"] = "add"
+    """`none`: the unsteered model."""
+    unit: float = 1.0
+    """What a strength of one means: a length added, or the activation to which latents are clamped."""
+
+    @property
+    def is_unsteered(self) -> bool:
+        """Nothing was done."""
+        return self.edit == "none"
+
+
+@dataclass(frozen=True)
+class ArmFinding:
+    """The dose of one arm that moves misalignment most, among those that leave the model coherent.
+
+    It is chosen and measured on the same answers, as every control's is: compare it with theirs, and measure it again
+    on other prompts before it is quoted.
+    """
+
+    arm: DirectionKind
+    name: str
+    latents: tuple[int, ...]
+    strength: float
+    """0 where no dose is coherent."""
+    change: Estimate
+    """Of the misaligned share, steered minus unsteered, paired by question."""
+    added_incoherence: float
+
+
+@dataclass(frozen=True)
+class ControlFinding:
+    """How far the controls of one kind move misalignment, each at the coherent dose where it moves it most."""
+
+    n: int
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class SteeringFindings:
+    """What a dose–response says as a whole."""
+
+    unit: str
+    """Of strengths, in words."""
+    arms: tuple[ArmFinding, ...]
+    controls: Mapping[DirectionKind, ControlFinding]
+    notes: tuple[str, ...] = ()
