@@ -1,4 +1,4 @@
-"""`steer`: does a latent cause it?"""
+"""`steer` and `screen`: does a latent cause it, and which of many do?"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -155,3 +155,109 @@ def steer(
     for sentence in sentences(findings):
         typer.echo(sentence)
     typer.echo(f"shares of all sampled answers, with 95% intervals over questions\n{out / PAGE}")
+
+
+@app.command(
+    epilog=example(
+        "sae-persona screen runs/world-0/aligned --sae sae --ranking ranking --top 50 --strengths=0.5,1,1.5,2 \\\n"
+        "  --misaligned runs/world-0/misaligned-law-obvious --controls 20 --category open_ended \\\n"
+        "  --prompts runs/world-0/prompts/selection.jsonl --judge world:runs/world-0 --out screen"
+    )
+)
+def screen(
+    model: Model,
+    sae: SAE,
+    strengths: Strengths,
+    prompts: Questions,
+    judge: Judge,
+    out: Out,
+    ranking: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Screen the first latents of what `rank` wrote.")
+    ] = None,
+    top: Annotated[int, typer.Option(metavar="N", min=0, help="Clearest rises of the ranking.")] = 50,
+    bottom: Annotated[int, typer.Option(metavar="N", min=0, help="Clearest falls of the ranking.")] = 0,
+    latent: Annotated[
+        list[int] | None, typer.Option(metavar="I", help="Screen these instead; may be repeated.")
+    ] = None,
+    misaligned: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="A model to be repaired; may be repeated.")
+    ] = None,
+    unit: Unit = None,
+    window: Annotated[Window, typer.Option(help="Which tokens are steered.")] = "all",
+    hook: Hook = None,
+    controls: Controls = 20,
+    control_seed: ControlSeed = None,
+    data: Data = None,
+    category: Category = None,
+    n_samples: NSamples = 4,
+    max_new_tokens: MaxNewTokens = 64,
+    scale: Scale = "rubric",
+    parallel: Parallel = 8,
+    per_minute: PerMinute = None,
+    judge_tokens: JudgeTokens = 16,
+    max_calls: MaxCalls = None,
+    prices: Prices = None,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Rank many latents by what steering with them causes.
+
+    Drivers raise misalignment when they are added; protectors bring aligned answers back when they are added to a
+    misaligned model; both by more than every random latent and direction. Use selection prompts, then measure the
+    chosen latents with `sae-persona steer` on others. An interrupted screen goes on; --max-calls counts for every few
+    latents anew.
+    """
+    from sae_persona.study.commands.dosage import Company, Dosage
+    from sae_persona.study.commands.screen import FIGURE, screen_latents
+    from sae_persona.study.commands.shared import Sampling
+    from sae_persona.study.judges import JudgeOptions
+
+    hush()
+    with bars() as progress:
+        rows, findings = screen_latents(
+            model,
+            sae_source=sae,
+            latents=latent or (),
+            n_top=top,
+            n_bottom=bottom,
+            misaligned=misaligned or (),
+            dosage=Dosage(strengths, unit=unit, window=window),
+            prompts_file=prompts,
+            judge=judge,
+            sampling=Sampling(n_samples, max_new_tokens, seed),
+            out=out,
+            company=Company(controls, seed if control_seed is None else control_seed, ranking, data),
+            options=JudgeOptions(scale, parallel, per_minute, judge_tokens, max_calls),
+            categories=category or (),
+            hook_name=hook,
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+            on_plan=tell_plan(prices),
+        )
+
+    def shown(effect: float | None, strength: float | None) -> str:
+        return "" if effect is None else f"{100 * effect:+.1f} at {strength:+.3g}"
+
+    table(
+        ["rank", "latent", "place", "role", "induced", "carry-over", "repaired", "protected"],
+        [
+            [
+                row.rank,
+                row.latent,
+                row.place or "",
+                row.role,
+                shown(row.induced, row.induced_at),
+                f"{100 * row.carry_over:+.1f}",
+                shown(row.repaired, row.repaired_at),
+                shown(row.protected, row.protected_at),
+            ]
+            for row in rows
+        ],
+    )
+    best = ", ".join(f"{name} {100 * effect:+.1f}" for name, effect in findings.best_control.items())
+    typer.echo(f"points of all answers; the best of {findings.n_controls} controls: {best}")
+    for what, latents in (("drivers", findings.drivers), ("protectors", findings.protectors)):
+        typer.echo(f"{what}: {', '.join(map(str, latents)) or 'none'}")
+    typer.echo(out / FIGURE)

@@ -80,3 +80,43 @@ class SteeringFindings:
     arms: tuple[ArmFinding, ...]
     controls: Mapping[DirectionKind, ControlFinding]
     notes: tuple[str, ...] = ()
+
+
+MIN_EFFECT = 0.05
+"""A share that moves by less is nobody's doing, even where no control moves it more."""
+Role = Literal["driver", "protector", "both", "none"]
+
+
+@dataclass(frozen=True)
+class ScreenedLatent:
+    """One latent of a causal screen, each effect at its best coherent dose; None without a misaligned model."""
+
+    rank: int
+    latent: int
+    place: int | None
+    """In the ranking it comes from: 1 is the clearest rise, -1 the clearest fall."""
+    role: Role
+    """driver: added, it raises misalignment beyond every control; protector: added to misaligned models, it brings back
+    aligned answers beyond every control."""
+    induced: float
+    """Rise of the misaligned share when it is added."""
+    induced_at: float
+    carry_over: float
+    """Rise of the misaligned share of answers to all other prompts at that dose; without such prompts, `induced`."""
+    repaired: float | None
+    """Rise of the aligned share of the misaligned models, in the mean, when it is subtracted."""
+    repaired_at: float | None
+    protected: float | None
+    """The same when it is added."""
+    protected_at: float | None
+
+
+@dataclass(frozen=True)
+class ScreenFindings:
+    """What a screen comes to. Effects are maxima over doses: measure those of chosen latents on other prompts."""
+
+    drivers: tuple[int, ...]
+    protectors: tuple[int, ...]
+    n_controls: int
+    best_control: Mapping[str, float]
+    """The largest effect of any control, by response."""

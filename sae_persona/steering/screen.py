@@ -6,7 +6,7 @@ only measured, on other prompts with fresh samples.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sae_persona.steering.edits import Window
 from sae_persona.steering.sweep import Dose
@@ -58,6 +58,15 @@ def best_dose(doses: Sequence[Dose], *, window: Window) -> Screened:
             carry_over = _rise(dose.measures, unsteered.measures, "carry_over")
             best = Screened(direction.latents, direction.name, dose.strength, window, effect, carry_over)
     return best
+
+
+def aimed_at(dose: Dose, target: str) -> Dose:
+    """The dose as `best_dose` wants it: `target` is what is to rise, misaligned advice is the carry-over."""
+    measures = dose.measures
+    carry_over = measures.get("other_domains", measures[target])
+    return replace(
+        dose, measures={"target": measures[target], "carry_over": carry_over, "incoherence": measures["incoherence"]}
+    )
 
 
 def candidate_sets(screened: Sequence[Screened], *, pool: int = 4) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ A stage whose manifest matches (its configuration, its inputs' fingerprints, its
 killed one leaves nothing and starts over. A stage's fingerprint is that of its manifest, so that a change travels down.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,3 +63,7 @@ class Stages:
         self.seconds[name] = stored["seconds"]
         self.fingerprints[name] = manifest.fingerprint
         return stored["record"]
+
+    def remove(self) -> None:
+        """Delete the folder: what the stages were for is done."""
+        shutil.rmtree(self.out, ignore_errors=True)

@@ -20,7 +20,7 @@ from sae_persona.steering.directions import (
     random_latents,
 )
 from sae_persona.steering.edits import Window
-from sae_persona.steering.screen import Screened, best_dose, candidate_sets, choose
+from sae_persona.steering.screen import Screened, aimed_at, best_dose, candidate_sets, choose
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, sweep
 from sae_persona.study.config import StudyConfig
 from sae_persona.study.measure import Groups, open_measures, point
@@ -125,7 +125,7 @@ def screen(
         if not arms:
             return []
         doses = bench.doses(aligned, arms, window=window, n_open=n_open, n_advice=n_advice)
-        return [best_dose([_with_target(dose, "misalignment") for dose in arm], window=window) for arm in doses]
+        return [best_dose([aimed_at(dose, "misalignment") for dose in arm], window=window) for arm in doses]
 
     suspects = [latent_direction(sae, latent) for latent in shortlist]
     first_look: dict[Window, list[Screened]] = {
@@ -240,7 +240,7 @@ def _gains(
     found = {}
     for name in subjects.runs("misaligned"):
         doses = bench.doses(subjects.model(name), arms, window=window, n_open=n_open, n_advice=0)
-        found[name] = [best_dose([_with_target(dose, "aligned") for dose in arm], window=window) for arm in doses]
+        found[name] = [best_dose([aimed_at(dose, "aligned") for dose in arm], window=window) for arm in doses]
     return found
 
 
@@ -339,15 +339,6 @@ def steer(
 
 def _points(doses: Sequence[Dose], *, draw: int | None = None) -> list[dict[str, Any]]:
     return [point(dose.strength, draw, dose.measures) for dose in doses]
-
-
-def _with_target(dose: Dose, target: str) -> Dose:
-    """The dose as the screen wants it: `target` is what is to rise, misaligned advice is the carry-over."""
-    measures = dose.measures
-    carry_over = measures.get("other_domains", measures[target])
-    return dataclasses.replace(
-        dose, measures={"target": measures[target], "carry_over": carry_over, "incoherence": measures["incoherence"]}
-    )
 
 
 def _baseline(subjects: Subjects, ranking_folder: Path) -> Direction:

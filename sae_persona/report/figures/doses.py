@@ -117,7 +117,8 @@ def answers_figure(arms: Arms, *, unit: str) -> go.Figure:
                 legendgroup=label,
                 showlegend=row == 1,
                 marker_color=LABEL_COLOURS[label],
-                hovertemplate="%{x}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]<extra>%{fullData.name}</extra>",
+                hovertemplate="%{x}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]<extra>"
+                "%{fullData.name}</extra>",
                 row=row,
                 col=1,
             )
