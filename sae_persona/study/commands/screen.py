@@ -65,14 +65,14 @@ def screen_latents(
 ) -> tuple[list[ScreenedLatent], ScreenFindings]:
     """Steer with every candidate and rank them by what they cause.
 
-    Candidates are `latents`, or the first `n_top` rises and the first `n_bottom` falls of the company's ranking. Each is
-    added to the model `source`, where a rise of misaligned answers makes a driver; and, subtracted and added, to every
-    `misaligned` model, where a rise of aligned answers is a repair, or makes a protector. Of every latent and control
-    the best dose counts that adds at most 10 points of incoherence.
+    Candidates are `latents`, or the first `n_top` rises and the first `n_bottom` falls of the company's ranking. Each
+    is added to the model `source`, where a rise of misaligned answers makes a driver; and, subtracted and added, to
+    every `misaligned` model, where a rise of aligned answers is a repair, or makes a protector. Of every latent and
+    control the best dose counts that adds at most 10 points of incoherence.
 
-    Files: `screen.jsonl` and `screen.csv`, the strongest driver first; `screen.json`, what it comes to; `screen.html`, a
-    figure that needs no network. What was steered is kept in a folder `OUT.stages` until all is done, so that what was
-    interrupted goes on.
+    Files: `screen.jsonl` and `screen.csv`, the strongest driver first; `screen.json`, what it comes to; `screen.html`,
+    a figure that needs no network. What was steered is kept in a folder `OUT.stages` until all is done, so that what
+    was interrupted goes on.
 
     Raises:
         ConfigError: no candidates, or strengths that are not above zero.
