@@ -45,6 +45,7 @@ def test_these_are_the_commands() -> None:
         "read",
         "report",
         "run",
+        "screen",
         "steer",
         "train",
         "world build",

@@ -18,7 +18,8 @@ from sae_persona.model.load import ADAPTER_CONFIG, load_model
 from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.report.summary import SUMMARY, read_summary
 from sae_persona.sae.load import CONFIG, WEIGHTS, load_sae
-from sae_persona.study.commands import evaluate, rank, steer
+from sae_persona.steering.record import ScreenedLatent, ScreenFindings
+from sae_persona.study.commands import evaluate, rank, screen, steer
 from sae_persona.study.commands.shared import read_record
 from sae_persona.study.learn import CACHE, SAE_FOLDER
 from sae_persona.study.stages import RESULT
@@ -37,7 +38,7 @@ class Inspection:
 
 
 def inspect_path(path: Path) -> Inspection:
-    """Recognise a cache, SAE, model, ranking, steering, evaluation, world or study, and read all of it.
+    """Recognise a cache, SAE, model, ranking, steering, screen, evaluation, world or study, and read all of it.
 
     Raises:
         SaePersonaError: it is none of these, or not whole.
@@ -63,7 +64,7 @@ def _reader(path: Path, manifest: Manifest | None) -> tuple[str, Callable[[Path]
         return "study", _study
     if stated == "model" or names & {"config.json", ADAPTER_CONFIG}:
         return "model", _model
-    readers = {"ranking": _ranking, "steering": _steering, "evaluation": _evaluation}
+    readers = {"ranking": _ranking, "steering": _steering, "screen": _screen, "evaluation": _evaluation}
     if stated in readers:
         return stated, readers[stated]
     if stated.startswith("study-"):
@@ -176,6 +177,16 @@ def _steering(path: Path) -> Facts:
         "latents": "; ".join(dict.fromkeys("+".join(map(str, dose.latents)) for dose in doses)),
         "strengths": ", ".join(f"{strength:g}" for strength in dict.fromkeys(dose.strength for dose in doses)),
         "answers": f"{len(answers):,}",
+    }
+
+
+def _screen(path: Path) -> Facts:
+    rows = read_jsonl(path / screen.ROWS, ScreenedLatent)
+    findings = read_record(path / screen.FINDINGS, ScreenFindings)
+    return {
+        "latents": f"{len(rows):,}, beside {findings.n_controls} controls",
+        "drivers": ", ".join(map(str, findings.drivers)) or "none",
+        "protectors": ", ".join(map(str, findings.protectors)) or "none",
     }
 
 

@@ -39,6 +39,8 @@ N_TOGETHER = 8
 """Arms that are steered, judged and kept at once: what a killed screen loses at most."""
 Response = Literal["induced", "repaired", "protected"]
 Best = dict[Response, Screened]
+SIGNS: tuple[tuple[Response, int], ...] = (("repaired", -1), ("protected", 1))
+"""How misaligned models are steered for a response."""
 
 
 def screen_latents(
@@ -120,7 +122,7 @@ def screen_latents(
         bench = _Bench(panel, config, sae, stages, manifest.fingerprint, batch_size, progress)
         with write_folder(out, manifest) as folder:
             found: list[Best] = [{"induced": best} for best in bench.responses(model, "0", arms, "misalignment", 1)]
-            for name, sign in (("repaired", -1), ("protected", 1)):
+            for name, sign in SIGNS:
                 of_models = [
                     bench.responses(load_model(one, device=device), str(i), arms, "aligned", sign)
                     for i, one in enumerate(misaligned, start=1)
