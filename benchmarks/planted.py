@@ -95,7 +95,7 @@ class PlantedWorld:
     def effect(self, direction: np.ndarray, rng: np.random.Generator) -> float:
         """The share of answers that are misaligned under steering along it, as a screen counts it."""
         share = 1 / (1 + np.exp(-12 * (_unit(direction) @ self.cause - 0.5)))
-        return rng.binomial(N_ANSWERS, share) / N_ANSWERS
+        return float(rng.binomial(N_ANSWERS, share)) / N_ANSWERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +195,7 @@ class Told:
             rank = 1 + min(int(np.flatnonzero(order == cause)[0]) for cause in world.causes)
             measure = f"{rule}: on shortlist; rank"
             self.ranks.setdefault(measure, []).append(rank)
-            self.add(measure, name, [rank <= SHORTLIST_SIZE and scores[order[rank - 1]] > 0])
+            self.add(measure, name, [rank <= SHORTLIST_SIZE and bool(scores[order[rank - 1]] > 0)])
             if rule == "default":
                 shortlist = [int(latent) for latent in order[:SHORTLIST_SIZE] if scores[latent] > 0]
         top = screened(world, shortlist, rng)
@@ -210,9 +210,10 @@ class Told:
         is_true = rose[[row.latent for row in ranking.rows]]
         called = np.array([row.q_value is not None and row.q_value <= 0.10 for row in ranking.rows])
         surely = np.array([row.familywise_p is not None and row.familywise_p <= 0.05 for row in ranking.rows])
-        self.add("q <= 0.10: any false", name, [(called & ~is_true).any()])
-        self.add("familywise p <= 0.05: any false", name, [(surely & ~is_true).any()])
-        self.add("q <= 0.10: false, of those called", name, ~is_true[called])
+        self.add("q <= 0.10: any false", name, [bool((called & ~is_true).any())])
+        self.add("familywise p <= 0.05: any false", name, [bool((surely & ~is_true).any())])
+        if rose.any():  # where nothing rose, all that are called are false
+            self.add("q <= 0.10: false, of those called", name, ~is_true[called])
         self.add("q <= 0.10: called, of those that rose", name, called[is_true])
 
     def intervals(self, name: str, world: PlantedWorld, drawn: Fleet, ranking: LatentRanking, rise: float) -> None:
