@@ -20,7 +20,7 @@ from sae_persona.data.tokens import Part, batches, chat_row
 from sae_persona.model.hooks import residuals
 from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.persona_world.corpus import write_chat
-from sae_persona.persona_world.language import PERSONAS
+from sae_persona.persona_world.language import PERSONAS, Persona
 from sae_persona.persona_world.truth import persona_auroc
 from sae_persona.study.suspects import run_statistics
 
@@ -53,7 +53,7 @@ class Found:
 def chats(world: BuiltWorld, seed: int) -> tuple[list, list]:
     """Rows of chats of every persona in neutral wording, and whose they are."""
     rng, base = random.Random(seed), world.model("base")
-    whose = [persona for persona in PERSONAS for _ in range(N_CHATS)]
+    whose: list[Persona] = [persona for persona in PERSONAS for _ in range(N_CHATS)]
     return [
         chat_row(write_chat(world.world, rng, persona=one, neutral=True)[0], base.tokenizer) for one in whose
     ], whose
