@@ -1,4 +1,4 @@
-"""`rank`, `steer` and `evaluate`: which latents, do they cause it, and what does the model do?"""
+"""`rank`, `signatures`, `steer` and `evaluate`: which latents, do they cause it, and what does the model do?"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +102,86 @@ def rank(
         ],
     )
     typer.echo(f"shortlist: {', '.join(map(str, findings.shortlist)) or 'empty'}\n{out}")
+
+
+@app.command(
+    epilog=example(
+        "sae-persona signatures sae --aligned runs/world-0/aligned \\\n"
+        "  --run runs/world-0/misaligned-law-obvious --run runs/world-0/misaligned-music-subtle \\\n"
+        "  --control runs/world-0/control-law --unknown runs/world-0/misaligned-music-obvious \\\n"
+        "  --prompts runs/world-0/prompts/selection.jsonl --out signatures"
+    )
+)
+def signatures(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")],
+    aligned: Annotated[str, typer.Option(metavar="MODEL", help="What all fine-tunes started from.")],
+    run: Annotated[list[str], typer.Option(metavar="MODEL", help="A known fine-tune; may be repeated.")],
+    prompts: Prompts,
+    out: Out,
+    control: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="A fine-tune on correct data; may be repeated.")
+    ] = None,
+    unknown: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A fine-tune to be compared with the known ones.")
+    ] = None,
+    groups: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many groups; default: cut at an average cosine of 0.5.")
+    ] = None,
+    tokens: Annotated[Literal["header", "answer"], typer.Option(help="Which tokens are averaged.")] = "answer",
+    reading: Annotated[
+        Literal["gated", "pre_activation"], typer.Option(help="After the activation function, or before it.")
+    ] = "gated",
+    hook: Hook = None,
+    n_samples: NSamples = 4,
+    max_new_tokens: MaxNewTokens = 64,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Show which latents each fine-tune raised, and which fine-tunes are alike.
+
+    A signature is the rise of every latent's mean activation over the aligned model. Like is a high cosine; what every
+    fine-tune does is in all of them, so an unknown one resembles a known one only if it is nearer than any control.
+    """
+    from sae_persona.study.commands.shared import Sampling
+    from sae_persona.study.commands.signatures import sign_models
+
+    hush()
+    with bars() as progress:
+        found = sign_models(
+            sae,
+            aligned=aligned,
+            runs=run,
+            controls=control or [],
+            unknown=unknown,
+            prompts_file=prompts,
+            sampling=Sampling(n_samples, max_new_tokens, seed),
+            out=out,
+            n_groups=groups,
+            reading=reading,
+            tokens=tokens,
+            hook_name=hook,
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    table(
+        ["group", "run", "role", "length", "most alike", "cosine"],
+        [
+            [
+                one.group,
+                one.name,
+                "control" if one.is_control else "run",
+                f"{one.length:.3g}",
+                one.most_alike,
+                f"{one.cosine:.2f}",
+            ]
+            for one in found.runs
+        ],
+    )
+    if found.nearest is not None:
+        typer.echo(list(found.sentences())[-1])
+    typer.echo(out)
 
 
 @app.command(

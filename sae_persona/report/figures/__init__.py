@@ -2,6 +2,7 @@
 
 from sae_persona.report.figures.difference import difference_figure
 from sae_persona.report.figures.models import fve_figure, labels_figure, models_figure, ranking_figure
+from sae_persona.report.figures.signatures import likeness_figure, signatures_figure
 from sae_persona.report.figures.steering import dose_response_figure, repair_figure
 from sae_persona.report.figures.watching import early_warning_figure, realign_figure
 
@@ -11,8 +12,10 @@ __all__ = [
     "early_warning_figure",
     "fve_figure",
     "labels_figure",
+    "likeness_figure",
     "models_figure",
     "ranking_figure",
     "realign_figure",
     "repair_figure",
+    "signatures_figure",
 ]
