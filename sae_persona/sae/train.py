@@ -6,6 +6,7 @@ that is returned reads raw activations, its decoder rows are one long, and a lat
 residual stream.
 """
 
+import glob
 import hashlib
 import json
 import math
@@ -249,6 +250,8 @@ class _Pace:
 def _save(state: Mapping[str, Tensor], step: int, path: Path, identity: str) -> None:
     """Write the state, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
+        abandoned.unlink()  # a run that was killed while it wrote: only one run at a time has a checkpoint
     with write_file(path) as partial:
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in state.items()},
