@@ -30,7 +30,7 @@ from sae_persona.study.suspects import run_statistics
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 2
+VERSION = 3
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS = "ranking.jsonl", "ranking.csv", "ranking.json"
 FALLS, FALLS_TABLE, FIGURE = "falls.jsonl", "falls.csv", "ranking.html"
@@ -44,7 +44,7 @@ class NamedLatent(RankedLatent):
     """A row of a ranking, with the tokens that the latent's direction writes."""
 
     top_tokens: tuple[str, ...] = ()
-    """The nearest by logit lens in the aligned model; empty beyond the first rows."""
+    """The most promoted by logit lens in the aligned model; empty beyond the first rows."""
 
 
 @dataclass(frozen=True)
