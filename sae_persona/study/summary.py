@@ -17,10 +17,9 @@ N_RANKED = 50
 
 def top_tokens(model: LoadedModel, sae: "SAE", latents: list[int], *, n: int = 8) -> dict[str, list[str]]:
     """The tokens that each latent's direction promotes most, by cosine through the final norm (`lens_values`)."""
-    nearest = lens_values(model, sae, latents).topk(min(n, len(model.tokenizer)), dim=-1).indices.tolist()
-    return {
-        str(latent): model.tokenizer.convert_ids_to_tokens(ids) for latent, ids in zip(latents, nearest, strict=True)
-    }
+    nearest = lens_values(model, sae, latents).topk(min(n, len(model.tokenizer)), dim=-1).indices
+    named = [[str(model.tokenizer.convert_ids_to_tokens(i)) for i in ids] for ids in nearest.tolist()]
+    return dict(zip(map(str, latents), named, strict=True))
 
 
 def summarise(config: StudyConfig, records: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
