@@ -23,8 +23,8 @@ from sae_persona.cli.options import (
 from sae_persona.cli.show import bars, hush, table
 
 if TYPE_CHECKING:
+    from sae_persona.evaluation.evaluation import Evaluation
     from sae_persona.evaluation.model_judge import Plan
-    from sae_persona.study.commands.evaluate import Evaluation
 
 N_SHOWN = 20
 SAE = Annotated[str, typer.Option("--sae", metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")]
@@ -269,8 +269,8 @@ def evaluate(
         str | None, typer.Option(metavar="JUDGE", help="Another judge of the same answers: how far do they agree?")
     ] = None,
     against: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Another model's evaluation, to compare with question by question."),
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Another model's evaluation, question by question; may be repeated."),
     ] = None,
     resample: Annotated[
         int, typer.Option(metavar="N", min=0, max=10, help="Draw invalid answers anew, N times at most; the paper: 3.")
@@ -319,7 +319,7 @@ def evaluate(
             sampling=Sampling(n_samples, max_new_tokens, seed),
             out=out,
             options=JudgeOptions(scale, parallel, per_minute, judge_tokens, max_calls),
-            extras=Extras(second_judge, resample, against),
+            extras=Extras(second_judge, resample, tuple(against or ())),
             device=device,
             batch_size=batch_size,
             progress=progress,
@@ -339,12 +339,12 @@ def evaluate(
     )
     for line in _findings(evaluation):
         typer.echo(line)
-    typer.echo(f"shares of all sampled answers, with 95% intervals over questions\n{out}")
+    typer.echo(f"shares of all sampled answers, with 95% intervals over questions\n{out / 'report.html'}")
 
 
 def _findings(evaluation: "Evaluation") -> Iterator[str]:
     """What else there is to say, a line each."""
-    from sae_persona.report.words import with_interval
+    from sae_persona.report.words import with_interval, with_kappa
 
     for reason, n in evaluation.unscored.items():
         yield f"unscored {n}: {reason}"
@@ -358,11 +358,11 @@ def _findings(evaluation: "Evaluation") -> Iterator[str]:
         yield f"traces that name another persona: {with_interval(named.share)} ({which})"
     if agreement := evaluation.agreement:
         for what, kappa in (("labels", agreement.kappa), ("misaligned or not", agreement.kappa_misaligned)):
-            found = f"{kappa.value:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]" if kappa else "undefined, all alike"
-            yield f"Cohen's kappa of the judges, {what}: {found} ({agreement.n_scored} answers scored by both)"
-    if (difference := evaluation.against) is not None:
+            scored = f"{agreement.n_scored} answers scored by both"
+            yield f"Cohen's kappa of the judges, {what}: {with_kappa(kappa)} ({scored}; by category on the page)"
+    for name, difference in evaluation.against.items():
         found = difference.misalignment
         yield (
-            f"misaligned more than the other model: {100 * found.value:.1f} points "
+            f"misaligned more than {name}: {100 * found.value:.1f} points "
             f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
         )

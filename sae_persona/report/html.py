@@ -1,37 +1,25 @@
 """A run's report: one HTML file that needs no network, made from `summary.json` and the records beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from sae_persona.artifacts import Manifest, read_manifest, write_file
 from sae_persona.report import figures, words
 from sae_persona.report.arms import Effect, baseline, control_rises, induction
 from sae_persona.report.headline import headline
 from sae_persona.report.notebook import chosen_as, show_contexts
+from sae_persona.report.page import Drawing, drawing, first_of_every_label, render_page
 from sae_persona.report.records import Answer, Context, Records, read_records
 from sae_persona.report.summary import SUMMARY, Summary, read_summary
 from sae_persona.report.verdicts import found_nothing, untested, verdicts
-from sae_persona.types import LABELS, Estimate
 
 REPORT = "report.html"
 N_LATENTS = 20
-N_ANSWERS = 2
-"""How many latents and, for every model and label, how many answers a report shows."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as HTML; its title stands above it, where it can wrap."""
-
-    title: Markup
-    body: Markup
+"""How many latents a report shows."""
 
 
 def write_report(folder: Path | str) -> Path:
@@ -49,24 +37,10 @@ def write_report(folder: Path | str) -> Path:
 
 def render(summary: Summary, *, manifest: Manifest | None = None, records: Records | None = None) -> str:
     """The page as text. What the summary, the manifest and the records lack is said to be missing, never filled in."""
-    environment = Environment(
-        loader=PackageLoader("sae_persona", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        estimate=_estimate,
-        percent=lambda share: words.NOT_RUN if share is None else words.percent(share),
-        number=lambda value: words.NOT_RUN if value is None else f"{value:,.3f}".rstrip("0").rstrip("."),
-        strength=words.strength,
-        points=words.points,
-        median=median,
-        passages=_contexts,
-    )
     records = records or Records()
-    return environment.get_template("template.html.j2").render(
+    return render_page(
+        "template.html.j2",
+        filters={"strength": words.strength, "points": words.points, "median": median, "passages": _contexts},
         summary=summary,
         models=summary.models_of(),
         headline=headline(summary),
@@ -80,7 +54,6 @@ def render(summary: Summary, *, manifest: Manifest | None = None, records: Recor
         manifest=manifest,
         contexts=records.contexts,
         answers=_examples(summary, records),
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
     )
 
 
@@ -90,7 +63,7 @@ def _drawings(summary: Summary) -> dict[str, Drawing]:
     if summary.models:
         drawn["models"] = figures.models_figure(summary.models_of())
     if any(model.labels for model in summary.models.values()):
-        drawn["labels"] = figures.labels_figure(summary.models_of())
+        drawn["labels"] = figures.labels_figure({name: model.labels for name, model in summary.models_of().items()})
     if summary.sae is not None and summary.sae.fve_by_model:
         drawn["fve"] = figures.fve_figure(summary.sae)
     if summary.ranking:
@@ -106,20 +79,7 @@ def _drawings(summary: Summary) -> dict[str, Drawing]:
         drawn["early_warning"] = figures.early_warning_figure(summary.monitor)
     if summary.realign is not None and (summary.realign.in_domain or summary.realign.out_of_domain):
         drawn["realign"] = figures.realign_figure(summary.realign)
-    return {name: _drawing(name, figure) for name, figure in drawn.items()}
-
-
-def _drawing(name: str, figure: go.Figure) -> Drawing:
-    title = Markup(figure.to_dict()["layout"]["title"]["text"])  # noqa: S704 - figures escape their titles
-    figure.update_layout(title_text="", margin_t=30)
-    body = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"figure-{name}",
-        default_width="100%",
-        config={"displayModeBar": False, "responsive": True},
-    )
-    return Drawing(title, Markup(body))  # noqa: S704 - plotly escapes what it writes into its script
+    return {name: drawing(name, figure) for name, figure in drawn.items()}
 
 
 def _effects(summary: Summary) -> dict[str, Effect]:
@@ -149,21 +109,8 @@ def _controls(summary: Summary) -> dict[str, list[float]]:
 def _examples(summary: Summary, records: Records) -> dict[str, list[Answer]]:
     """A few answers of every label that a model was given, by model."""
     return {
-        model: [
-            answer
-            for label in LABELS
-            for answer in [answer for answer in records.answers[model] if answer.label == label][:N_ANSWERS]
-        ]
-        for model in summary.models_of()
-        if model in records.answers
+        model: first_of_every_label(records.answers[model]) for model in summary.models_of() if model in records.answers
     }
-
-
-def _estimate(estimate: Estimate | None) -> Markup:
-    if estimate is None:
-        return Markup.escape(words.NOT_RUN)
-    share, interval = words.with_interval(estimate).split(" ", maxsplit=1)
-    return Markup("{} <small>{}</small>").format(share, interval)
 
 
 def _contexts(contexts: Sequence[Context]) -> Markup:
