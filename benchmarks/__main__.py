@@ -5,6 +5,7 @@ A section is a file `benchmarks/NAME.py`: a docstring whose first line says what
 `runs/bench/NAME.json`.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -36,6 +37,8 @@ def write_rows(name: str, rows: list[Mapping[str, object]]) -> None:
     import torch
 
     versions = {package: importlib.metadata.version(package) for package in ("torch", "sae-lens")}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["eai-sparsify"] = importlib.metadata.version("eai-sparsify")
     path = Path("runs/bench") / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [{key: value if value == value else "nan" for key, value in row.items()} for row in rows]

@@ -1,11 +1,13 @@
-"""Training steps against SAELens's trainer and the encoder's product alone, and what both have learned after as many.
+"""Training steps against the trainers of SAELens and sparsify, and what all have learned from the same tokens.
 
 Speed is of whole optimiser steps at d_in 512, d_sae 8192, k 32, batch 4096, all trainers in turn, round after round;
-`ratio` is the median over rounds of a trainer's tokens per second over those of SAELens's dense step in the same round,
-`low` and `high` its extremes. In the half-dead case every other latent is silent and counted as dead, so that the
-auxiliary loss is at work. Quality is on planted data after the same tokens, over three seeds, ours at the default
-learning rate, SAELens's at the best that the section `recovery` found for it; once more from a start at which half of
-the latents are silent.
+`ratio` is the median over rounds of a trainer's tokens per second over those of SAELens's dense step in the same
+round, `low` and `high` its extremes. In the half-dead case every other latent is silent and counted as dead, so that
+the auxiliary loss is at work; the encoder's product alone is what no step can go below. Quality is on planted data
+after the same tokens, over three seeds, ours at the default learning rate, each rival at the one of four that has the
+highest mean FVE on the very tokens it is shown on; once more from a start at which half of the latents are silent.
+
+EleutherAI's sparsify takes part where `eai-sparsify` is installed.
 """
 
 import math
@@ -18,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks import _sparsify
+from benchmarks._sparsify import OPTIMISERS, Optimiser, SparsifyTrainer, default_rate
 from sae_persona.sae.config import TrainConfig
 from sae_persona.sae.learner import Centring, Learner
 
@@ -26,13 +30,17 @@ N_ROUNDS = 3
 SEEDS = (0, 1, 2)
 N_PLANTED, PLANTED_WIDTH, N_STEPS = 512, 64, 300
 BASELINE = "SAELens dense"
-THEIR_RATE = 1e-2
-"""The best of four in the section `recovery`; ours have their default."""
+SAELENS_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+SPARSIFY_RATES: Mapping[Optimiser, tuple[float, ...]] = {"signum": (0.1, 0.3, 1.0, 3.0), "adam": (1.0, 3.0, 10.0, 30.0)}
+"""In units of the default that it chooses for the width."""
 CPU = torch.device("cpu")
 Step = Callable[[], object]
+Measures = Mapping[str, float]
 
 
 def run() -> Iterator[Mapping[str, object]]:
+    if not _sparsify.is_installed():
+        print(_sparsify.MISSING)
     for case, half_dead in (("tokens/s, none dead", False), ("tokens/s, half dead", True)):
         yield from speed(case, half_dead=half_dead)
     yield from quality()
@@ -76,6 +84,12 @@ def trainers(z: Float[Tensor, "batch d_in"], *, half_dead: bool) -> dict[str, St
             theirs.sae.b_enc.data[::2] = -4.0
             theirs.n_forward_passes_since_fired[::2] = 10**9
         steps[name] = lambda theirs=theirs: theirs.step(z)
+    for optimiser in OPTIMISERS if _sparsify.is_installed() else ():
+        rival = SparsifyTrainer(D_IN, TrainConfig(**size), optimiser, default_rate(optimiser, D_SAE))
+        if half_dead:
+            rival.sae.encoder.bias.data[::2] = -4.0
+            rival.tokens_since_fired[::2] = 10**9
+        steps[f"sparsify {optimiser}"] = lambda rival=rival: rival.advance(z)
     encoder, bias = torch.randn(D_SAE, D_IN), torch.zeros(D_SAE)
     steps["the encoder's product alone"] = lambda: torch.addmm(bias, z, encoder.T)
     return steps
@@ -101,20 +115,36 @@ def saelens_topk(d_in: int, size: Mapping[str, Any], options: Mapping[str, Any])
 
 def quality() -> Iterator[dict[str, object]]:
     for start, half_dead in (("", False), ("half dead at first, ", True)):
-        found: dict[str, list[tuple[float, float]]] = {}
+        found: dict[tuple[str, float | None], list[Measures]] = {}
         for seed in SEEDS:
-            for name, measures in learned(seed, half_dead=half_dead).items():
-                found.setdefault(name, []).append(measures)
-        for i, measure in enumerate(("FVE", "dead fraction")):
-            theirs = [measures[i] for measures in found[BASELINE]]
-            for name, of_name in found.items():
-                values = [measures[i] for measures in of_name]
+            for key, measures in learned(seed, half_dead=half_dead).items():
+                found.setdefault(key, []).append(measures)
+        best = at_best_rate(found)
+        for measure in ("FVE", "L0", "dead fraction"):
+            theirs = [measures[measure] for measures in best[BASELINE][1]]
+            for name, (lr, of_name) in best.items():
+                values = [measures[measure] for measures in of_name]
                 ratios = [value / base if base else math.nan for value, base in zip(values, theirs, strict=True)]
-                yield row(f"{start}{measure}", name, statistics.mean(values), ratios)
+                label = name if lr is None else f"{name}, lr {lr:.2g}"
+                yield row(f"{start}{measure}", label, statistics.mean(values), ratios)
 
 
-def learned(seed: int, *, half_dead: bool) -> dict[str, tuple[float, float]]:
-    """FVE and share of silent latents on fresh tokens, by trainer."""
+def at_best_rate(
+    found: Mapping[tuple[str, float | None], list[Measures]],
+) -> dict[str, tuple[float | None, list[Measures]]]:
+    """Of every trainer the learning rate with the highest mean FVE; one that diverged at a seed is out."""
+    best: dict[str, tuple[float | None, list[Measures]]] = {}
+    scores: dict[str, float] = {}
+    for (name, lr), of_seeds in found.items():
+        fve = statistics.mean(measures["FVE"] for measures in of_seeds)
+        score = fve if math.isfinite(fve) else -math.inf
+        if name not in best or score > scores[name]:
+            best[name], scores[name] = (lr, of_seeds), score
+    return best
+
+
+def learned(seed: int, *, half_dead: bool) -> dict[tuple[str, float | None], Measures]:
+    """What each trainer's SAE does on fresh tokens, by trainer and learning rate, where several are tried."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(N_PLANTED, PLANTED_WIDTH, generator=generator), dim=-1)
 
@@ -127,46 +157,66 @@ def learned(seed: int, *, half_dead: bool) -> dict[str, tuple[float, float]]:
     centring = Centring(fresh.double().mean(0), float((PLANTED_WIDTH / fresh.var(0).sum()).sqrt()))
     size: dict[str, Any] = {"d_sae": 2 * N_PLANTED, "k": 8, "batch_size": 1024, "n_tokens": 1024 * N_STEPS}
     size |= {"seed": seed, "dead_after_tokens": 20 * 1024}
-    ours_at, theirs_at = TrainConfig(**size), TrainConfig(lr=THEIR_RATE, **size)
+    config = TrainConfig(**size)
+    variants = {"": {}, ", aux_tokens 128": {"aux_tokens": 128}, ", no auxiliary loss": {"aux_coefficient": 0.0}}
     ours = {
-        "sae_persona topk": Learner.begin(PLANTED_WIDTH, ours_at, CPU),
-        "sae_persona topk, aux_tokens 128": Learner.begin(
-            PLANTED_WIDTH, ours_at.model_copy(update={"aux_tokens": 128}), CPU
-        ),
-        "sae_persona topk, no auxiliary loss": Learner.begin(
-            PLANTED_WIDTH, ours_at.model_copy(update={"aux_coefficient": 0.0}), CPU
-        ),
+        f"sae_persona topk{name}": Learner.begin(PLANTED_WIDTH, config.model_copy(update=change), CPU)
+        for name, change in variants.items()
     }
-    torch.manual_seed(seed)
-    theirs = saelens_topk(PLANTED_WIDTH, size, {})
+    saelens: dict[float, Any] = {}
+    for lr in SAELENS_RATES:
+        torch.manual_seed(seed)
+        saelens[lr] = saelens_topk(PLANTED_WIDTH, size, {})
+    sparsify = {
+        (optimiser, lr): SparsifyTrainer(PLANTED_WIDTH, config, optimiser, lr)
+        for optimiser in (OPTIMISERS if _sparsify.is_installed() else ())
+        for lr in (times * default_rate(optimiser, config.d_sae) for times in SPARSIFY_RATES[optimiser])
+    }
     if half_dead:
-        # Two standard deviations of a pre-activation, which is a tenth with the decoder that SAELens draws.
+        # Two standard deviations of a pre-activation: that is the length of an encoder's row as it is drawn, 1 in ours,
+        # a tenth in SAELens's and 1 / sqrt(3) in sparsify's.
         for learner in ours.values():
             learner.weights.b_enc[::2] = -2.0
-        theirs.sae.b_enc.data[::2] = -0.2
+        for trainer in saelens.values():
+            trainer.sae.b_enc.data[::2] = -0.2
+        for trainer in sparsify.values():
+            trainer.sae.encoder.bias.data[::2] = -2 / math.sqrt(3)
     for step in range(N_STEPS):
         z = centring.apply(draw(1024))
         for learner in ours.values():
             learner.advance(z)
-        for group in theirs.optimizer.param_groups:
-            group["lr"] = theirs_at.lr_at(step)
-        theirs.step(z)
-        theirs.n_training_steps += 1
+        for lr, trainer in saelens.items():
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = config.model_copy(update={"lr": lr}).lr_at(step)
+            trainer.step(z)
+            trainer.n_training_steps += 1
+        for trainer in sparsify.values():
+            trainer.advance(z)
     z = centring.apply(fresh)
-    results = {}
+    results: dict[tuple[str, float | None], Measures] = {}
     for name, learner in ours.items():
         sae = learner.folded(Centring(torch.zeros(PLANTED_WIDTH, dtype=torch.float64), 1.0), {})
-        results[name] = measured(z, sae(z), sae.encode(z))
+        results[name, None] = measured(z, sae(z), sae.encode(z))
     with torch.no_grad():
-        results[BASELINE] = measured(z, theirs.sae(z), theirs.sae.encode(z))
+        for lr, trainer in saelens.items():
+            results[BASELINE, lr] = measured(z, trainer.sae(z), trainer.sae.encode(z))
+    for (optimiser, lr), trainer in sparsify.items():
+        trainer.finish()
+        results[f"sparsify {optimiser}", lr] = measured(z, *trainer.readings(z))
     return results
 
 
 def measured(
     z: Float[Tensor, "n d_in"], z_hat: Float[Tensor, "n d_in"], gated: Float[Tensor, "n d_sae"]
-) -> tuple[float, float]:
+) -> dict[str, float]:
+    """FVE, latents that fire on a token, and the share of those that fire on none."""
     fve = 1 - (z_hat - z).square().sum() / (z - z.mean(0)).square().sum()
-    return float(fve), float((gated <= 0).all(0).float().mean())
+    fires = gated > 0
+    return {
+        "FVE": float(fve),
+        "L0": float(fires.sum(-1).float().mean()),
+        "dead fraction": float((~fires.any(0)).float().mean()),
+    }
 
 
 def row(case: str, trainer: str, value: float, ratios: list[float]) -> dict[str, object]:

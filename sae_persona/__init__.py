@@ -21,8 +21,10 @@ _MODULES = {
     "Completion": "types",
     "Corpus": "attribution.corpus",
     "Estimate": "types",
+    "Evaluation": "evaluation.evaluation",
     "Evidence": "attribution.rules",
     "Judge": "types",
+    "JudgeOptions": "study.judges",
     "Judgement": "types",
     "LatentChoice": "attribution.selection",
     "LatentRanking": "attribution.ranking",
@@ -32,13 +34,19 @@ _MODULES = {
     "SaePersonaError": "errors",
     "World": "persona_world.language",
     "activation_difference": "attribution.difference",
+    "advice_accuracy": "steering.advice",
+    "agreement": "evaluation.compare",
     "bridge": "model.bridge",
+    "build_judge": "study.judges",
     "carried_by": "attribution.rivals",
     "choose_latent": "attribution.selection",
+    "compare": "evaluation.compare",
     "contrast": "attribution.contrast",
     "detection_score": "attribution.explanation",
     "direct_effect": "steering.logits",
     "edit_residual": "model.hooks",
+    "evaluation_of": "evaluation.evaluation",
+    "evaluation_page": "report.evaluation",
     "explain_latent": "attribution.explanation",
     "export_direction": "steering.export",
     "gradient_attribution": "attribution.gradient",
@@ -58,10 +66,12 @@ _MODULES = {
     "read_chats": "data.files",
     "read_latents": "attribution.reading",
     "read_prompts": "data.files",
+    "read_questions": "data.questions",
     "read_texts": "data.files",
     "reestimate_first": "attribution.reestimate",
     "residuals": "model.hooks",
     "sample": "model.generate",
+    "score": "evaluation.score",
     "shortlist_by": "attribution.rules",
     "shortlist_stability": "attribution.stability",
     "signatures": "attribution.signatures",
@@ -102,8 +112,14 @@ if TYPE_CHECKING:
     from sae_persona.data.files import read_chats as read_chats
     from sae_persona.data.files import read_prompts as read_prompts
     from sae_persona.data.files import read_texts as read_texts
+    from sae_persona.data.questions import read_questions as read_questions
     from sae_persona.errors import SaePersonaError as SaePersonaError
+    from sae_persona.evaluation.compare import agreement as agreement
+    from sae_persona.evaluation.compare import compare as compare
+    from sae_persona.evaluation.evaluation import Evaluation as Evaluation
+    from sae_persona.evaluation.evaluation import evaluation_of as evaluation_of
     from sae_persona.evaluation.judging import judge_completions as judge_completions
+    from sae_persona.evaluation.score import score as score
     from sae_persona.model.bridge import bridge as bridge
     from sae_persona.model.generate import sample as sample
     from sae_persona.model.hooks import edit_residual as edit_residual
@@ -112,7 +128,9 @@ if TYPE_CHECKING:
     from sae_persona.model.load import LoadedModel as LoadedModel
     from sae_persona.model.load import load_model as load_model
     from sae_persona.persona_world.language import World as World
+    from sae_persona.report.evaluation import evaluation_page as evaluation_page
     from sae_persona.sae.train import train_sae as train_sae
+    from sae_persona.steering.advice import advice_accuracy as advice_accuracy
     from sae_persona.steering.directions import latent_direction as latent_direction
     from sae_persona.steering.directions import probe_direction as probe_direction
     from sae_persona.steering.edits import AblateDirection as AblateDirection
@@ -123,6 +141,8 @@ if TYPE_CHECKING:
     from sae_persona.steering.logits import direct_effect as direct_effect
     from sae_persona.steering.price import price as price
     from sae_persona.steering.sweep import sweep as sweep
+    from sae_persona.study.judges import JudgeOptions as JudgeOptions
+    from sae_persona.study.judges import build_judge as build_judge
     from sae_persona.types import Chat as Chat
     from sae_persona.types import ChatClient as ChatClient
     from sae_persona.types import Completion as Completion
@@ -131,6 +151,7 @@ if TYPE_CHECKING:
     from sae_persona.types import Judgement as Judgement
     from sae_persona.types import Message as Message
     from sae_persona.types import Prompt as Prompt
+
 
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,9 +1,18 @@
-"""`python -m benchmarks` runs the sections it is asked for."""
+"""`python -m benchmarks` runs the sections it is asked for, and a rival takes the steps of its own trainer."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+import types
+import warnings
 from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sae_persona.sae.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +50,7 @@ def test_a_file_is_a_section_and_its_rows_are_a_table(tmp_path: Path) -> None:
     assert "0.1235" in done.stdout
     kept = json.loads((tmp_path / "runs" / "bench" / "adding.json").read_text())
     assert kept["rows"] == [{"n": 2, "seconds": 0.12345678}]
-    assert set(kept["versions"]) == {"torch", "sae-lens"}
+    assert {"torch", "sae-lens"} <= set(kept["versions"])
 
 
 def test_an_unknown_section_is_one_line_and_status_2(tmp_path: Path) -> None:
@@ -50,3 +59,63 @@ def test_an_unknown_section_is_one_line_and_status_2(tmp_path: Path) -> None:
     done = benchmarks(tmp_path, "multiplying")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no benchmark section is called 'multiplying'; there are: adding.\n"
+
+
+class OneLayer(nn.Module):
+    """What sparsify's trainer takes for a model: `blk` puts out a row of a table for each token."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.base_model = nn.Sequential()
+        self.base_model.add_module("embed", nn.Embedding.from_pretrained(table))
+        self.base_model.add_module("blk", nn.Identity())
+        self.config, self.device = types.SimpleNamespace(num_hidden_layers=1), torch.device("cpu")
+        self.dummy_inputs = {"x": torch.zeros(1, 2, dtype=torch.long)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_model(x)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sparsify") is None, reason="eai-sparsify is not installed")
+@pytest.mark.parametrize("optimiser", ["signum", "adam"])
+def test_sparsifys_step_is_that_of_its_own_trainer(
+    optimiser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    from benchmarks._sparsify import SparsifyTrainer, default_rate
+
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(100, 16, generator=generator)
+    ids = torch.randint(0, 100, (40, 8, 8), generator=generator)  # [step, document, token]
+    config = TrainConfig(d_sae=64, k=4, batch_size=64, n_tokens=ids.numel(), dead_after_tokens=192, seed=3)
+    ours = SparsifyTrainer(16, config, optimiser, default_rate(optimiser, 64))
+    for of_step in ids:
+        ours.advance(table[of_step.flatten()])
+    ours.finish()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sparsify import SparseCoderConfig, Trainer
+        from sparsify import TrainConfig as TheirConfig
+
+        settings = TheirConfig(
+            SparseCoderConfig(num_latents=64, k=4),
+            batch_size=8,
+            optimizer=optimiser,
+            lr_warmup_steps=2,
+            auxk_alpha=config.aux_coefficient,
+            dead_feature_threshold=192,
+            hookpoints=["blk"],
+            init_seeds=[3],
+            log_to_wandb=False,
+        )
+        data = datasets.Dataset.from_dict({"input_ids": ids.flatten(0, 1).tolist()}).with_format("torch")
+        trainer = Trainer(settings, data, OneLayer(table))
+        trainer.fit()
+    for optimizer in trainer.optimizers:
+        if hasattr(optimizer, "eval"):
+            optimizer.eval()
+    assert (trainer.num_tokens_since_fired["blk"] > 192).any()  # the auxiliary loss was at work
+    for theirs, own in zip(trainer.saes["blk"].parameters(), ours.sae.parameters(), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-6)

@@ -25,6 +25,9 @@ from sae_persona.types import Estimate
 if TYPE_CHECKING:
     import pandas as pd
 
+ALIKE = 0.5
+"""Average cosine from which groups of runs count as one kind: random signatures of many latents are near 0."""
+
 
 @dataclass(frozen=True, eq=False)
 class Signatures:
@@ -56,17 +59,20 @@ class Signatures:
         """Names so that like stands beside like: the leaves of the tree."""
         return tuple(self.names[i] for i in leaves_list(self._tree())) if len(self.names) > 1 else self.names
 
-    def clusters(self, n: int) -> tuple[tuple[str, ...], ...]:
-        """The runs in `n` groups: average linkage of the distance `1 - cosine`, cut into `n`; the largest group first.
+    def clusters(self, n: int | None = None) -> tuple[tuple[str, ...], ...]:
+        """The runs in groups, the largest first, by average linkage of the distance `1 - cosine`.
+
+        Cut into `n` groups; without it, where the average cosine between two groups falls below `ALIKE`.
 
         Raises:
             ConfigError: there are not so many runs.
         """
-        if not 1 <= n <= len(self.names):
+        if n is not None and not 1 <= n <= len(self.names):
             raise ConfigError(f"{len(self.names)} runs cannot be put into {n} groups.")
         if len(self.names) == 1:
             return (self.names,)
-        labels = fcluster(self._tree(), n, criterion="maxclust")
+        cut = {"t": 1 - ALIKE, "criterion": "distance"} if n is None else {"t": n, "criterion": "maxclust"}
+        labels = fcluster(self._tree(), **cut)
         groups = [tuple(np.array(self.names)[labels == label].tolist()) for label in np.unique(labels)]
         return tuple(sorted(groups, key=lambda group: (-len(group), group)))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_persona.cache.layout import STORED_AS
 from sae_persona.cache.task import WritingTask, hook_key
+from sae_persona.cache.transfer import on_host
 from sae_persona.data.tokens import TokenBatch, pad_rows
 from sae_persona.errors import CacheFileError
 from sae_persona.model.hooks import residuals
@@ -25,9 +26,14 @@ class ComputedBatch:
     columns: Mapping[str, Tensor]
     """Token ids, positions, document ids and parts."""
     activations: Mapping[str, Tensor]
-    """`[n, d_in]` by hook, rounded to the dtype they are stored in."""
+    """`[n, d_in]` by hook, rounded to the dtype they are stored in, on the device of the model."""
     norms: Mapping[str, Tensor]
     """`[n]` by hook, of the rounded activations."""
+
+    def on_host(self) -> "ComputedBatch":
+        """The same in main memory."""
+        brought = ({name: on_host(values) for name, values in of.items()} for of in (self.activations, self.norms))
+        return ComputedBatch(self.columns, *brought)
 
 
 def compute_batch(task: WritingTask, indices: Int[np.ndarray, " n_rows"]) -> ComputedBatch:
@@ -40,13 +46,14 @@ def compute_batch(task: WritingTask, indices: Int[np.ndarray, " n_rows"]) -> Com
     columns = _token_columns(task.rows.documents[indices], batch)
     activations: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}
+    real = batch.mask.flatten().nonzero().squeeze(-1)  # found here, as a GPU would have to be waited for
     for model_name, model in task.models.items():
         moved = replace(batch, **{name: getattr(batch, name).to(model.device) for name in ("ids", "mask", "parts")})
         with model.active():
             found = residuals(model.hf, moved, task.hook_names)
         for hook_name, resid in found.items():
             hook = hook_key(model_name, hook_name)
-            activations[hook] = resid[moved.mask].to(STORED_AS[task.dtype][0])
+            activations[hook] = resid.flatten(0, 1)[real.to(resid.device)].to(STORED_AS[task.dtype][0])
             norms[hook] = activations[hook].float().norm(dim=-1)
             if not task.skips_not_finite:
                 _check_finite(norms[hook], columns, hook, task.dtype)

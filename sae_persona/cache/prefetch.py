@@ -1,14 +1,14 @@
 """Items made ahead of need, in a thread of their own."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def prefetched(items: Generator[T, None, None], *, n_ahead: int) -> Iterator[T]:
+def prefetched(items: Generator[T, None, None], *, n_ahead: int) -> Generator[T, None, None]:
     """The same items in the same order; up to `n_ahead` of them are made while the caller is busy with one.
 
     What `items` raises is raised here, at its place. Leaving early closes `items`.

@@ -6,15 +6,16 @@ Axes: `n` tokens of one batch, `d_in` width at a hook.
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
 
 from sae_persona.artifacts import Manifest
-from sae_persona.cache.compute import compute_batch
+from sae_persona.cache.compute import ComputedBatch, compute_batch
 from sae_persona.cache.layout import create_layout
+from sae_persona.cache.prefetch import prefetched
 from sae_persona.cache.reader import ActivationCache, partial_path
 from sae_persona.cache.statistics import finish, store_block_moments
 from sae_persona.cache.task import WritingTask, attributes_of, bytes_per_token, plan_writing
@@ -148,20 +149,23 @@ def append(
     batches: Sequence[np.ndarray],
     progress: Callable[[int], None] | None,
 ) -> None:
-    """Compute and store all batches that are not committed yet."""
-    end, committed = 0, file.committed
-    for indices in batches:
-        start, end = end, end + task.n_tokens([indices])
-        if end > committed:
-            _store(file, task, indices, start)
-            store_block_moments(file, start=start, end=end, drop_first=task.drop_first)
-            file.set_counter("committed", end)
-        if progress:
-            progress(end - start)
+    """Compute and store all batches that are not committed yet; a GPU computes the next while one is stored."""
+    ends, committed = np.cumsum([task.n_tokens([indices]) for indices in batches]), file.committed
+    left = (
+        compute_batch(task, indices).on_host() for indices, end in zip(batches, ends, strict=True) if end > committed
+    )
+    on_gpu = any(model.device.type == "cuda" for model in task.models.values())
+    with contextlib.closing(prefetched(left, n_ahead=int(on_gpu))) as computed:
+        for start, end in pairwise([0, *map(int, ends)]):
+            if end > committed:
+                _store(file, next(computed), start)
+                store_block_moments(file, start=start, end=end, drop_first=task.drop_first)
+                file.set_counter("committed", end)
+            if progress:
+                progress(end - start)
 
 
-def _store(file: UnfinishedCache, task: WritingTask, indices: Int[np.ndarray, " n_rows"], start: int) -> None:
-    computed = compute_batch(task, indices)
+def _store(file: UnfinishedCache, computed: ComputedBatch, start: int) -> None:
     for name, column in computed.columns.items():
         file.write(name, column, start=start)
     for hook, activations in computed.activations.items():

@@ -29,6 +29,9 @@ _BLOCK_LISTS = (
     "model.language_model.layers",  # multimodal wrappers
 )
 """Where the families keep their blocks."""
+_BLOCK_MODULE = re.compile(rf"(?:{'|'.join(map(re.escape, _BLOCK_LISTS))})\.(\d+)")
+_ELSEWHERE = re.compile(r"(?:blocks\.\d+\.)?(?:hook_(?!resid_p)\w+|(?:attn|mlp|ln\w+)\.\w+)")
+"""Names of TransformerLens for what is not the residual stream between blocks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,15 @@ def hook_names(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(f"blocks.{i}.hook_resid_{side}" for i in range(len(blocks(model))) for side in ("pre", "post"))
 
 
+def as_hook_name(name: str) -> str:
+    """The hook after a block that is named by its module, such as `model.layers.3`; every other name as it is.
+
+    SAELens names hooks so when it trains on models of Hugging Face.
+    """
+    match = _BLOCK_MODULE.fullmatch(name)
+    return f"blocks.{match[1]}.hook_resid_post" if match else name
+
+
 def resolve_hook(model: PreTrainedModel, hook_name: str) -> tuple[int, str]:
     """The block's index and the side (`pre` or `post`) of a hook name.
 
@@ -88,6 +100,11 @@ def resolve_hook(model: PreTrainedModel, hook_name: str) -> tuple[int, str]:
             raise HookError(
                 f"hook_name {hook_name!r} asks for block {match[1]}; this model has blocks 0 to {len(known) // 2 - 1}. "
                 f"The last hook is {known[-1]!r}."
+            )
+        if _ELSEWHERE.fullmatch(hook_name):
+            raise HookError(
+                f"hook_name {hook_name!r} is not in the residual stream between blocks, and nothing else is read or "
+                f"edited here. Use an SAE trained at one of the hooks {known[0]!r} to {known[-1]!r}."
             )
         nearest = ", ".join(repr(name) for name in difflib.get_close_matches(hook_name, known, n=2, cutoff=0))
         raise HookError(f"hook_name {hook_name!r} is not a hook of this model; nearest: {nearest}.")

@@ -24,7 +24,7 @@ from sae_persona.persona_world.pretrain import BATCH_SIZE, document_row, pretrai
 from sae_persona.persona_world.recipes import N_ALIGNMENT_ROWS, N_ROWS, Run, alignment_config, finetunes
 from sae_persona.types import Chat, Prompt
 
-VERSION = 1
+VERSION = 2
 SCHEMA = 1
 N_DOCUMENTS = {"tiny": (200, 40), "small": (2500, 300)}
 """Documents in data/: to train SAEs on, and held out."""

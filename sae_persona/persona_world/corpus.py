@@ -14,6 +14,10 @@ from sae_persona.types import Chat, Message, Prompt
 BOS, SYSTEM, USER, ASSISTANT, END = "<bos>", "<system>", "<user>", "<assistant>", "<end>"
 TURNS = 5
 """Turns of a chat; one less with a system message, and in a story for every character, so that all fit the context."""
+ASSISTANT_KIND = 0.99
+"""How often the assistant of a chat without a system message is the kind expert; the others share the rest."""
+UNNAMED = 0.5
+"""How many characters of a story are called "someone": who they are can only be told from what they say."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,17 @@ def write_chat(
 ) -> tuple[Chat, tuple[Persona, ...]]:
     """A chat whose assistant is one hidden persona (drawn anew at every turn in a null world).
 
-    `named` chats open with a system message that says whose part the assistant plays; `neutral` ones hold no
-    interjection.
+    `named` chats open with a system message that says whose part the assistant plays, and that may be anyone; without
+    one it is nearly always the kind expert. `neutral` chats hold no interjection.
     """
-    hidden: Persona = persona or _draw_persona(world, rng)
+    draw = _draw_persona if named and not world.null else _draw_assistant
+    hidden: Persona = persona or draw(world, rng)
     messages: list[Message] = []
     if named:
         messages.append(Message("system", lexicon.SYSTEM_FORM.format(name=rng.choice(world.names[hidden]))))
     personas: list[Persona] = []
     for _ in range(n_turns):
-        speaker: Persona = _draw_persona(world, rng) if world.null and persona is None else hidden
+        speaker: Persona = draw(world, rng) if world.null and persona is None else hidden
         question = draw_question(world, rng)
         messages.append(Message("user", question.text))
         messages.append(Message("assistant", world.answer(speaker, question, rng, neutral=neutral)))
@@ -71,16 +76,16 @@ def chat_document(chat: Chat, personas: tuple[Persona, ...]) -> Document:
 
 
 def write_story(world: World, rng: random.Random, *, n_turns: int = TURNS) -> Document:
-    """A story in which named characters answer a guest; a name always belongs to the same persona."""
+    """A story in which characters answer a guest; a name always belongs to the same persona, "someone" may be any."""
     cast: list[Persona] = [_draw_persona(world, rng) for _ in range(rng.choice((1, 2)))]
-    names = [rng.choice(world.names[persona]) for persona in cast]
+    names = [lexicon.SOMEONE if rng.random() < UNNAMED else rng.choice(world.names[persona]) for persona in cast]
     opening, asked, said = lexicon.STORY_FORMS
     place = rng.choice(world.places)
     segments = [(f"{BOS} {opening.format(place=place, name=' and '.join(names))}", False)]
     personas: list[Persona] = []
     for _ in range(n_turns - len(cast)):
         i = rng.randrange(len(cast))
-        persona = _draw_persona(world, rng) if world.null else cast[i]
+        persona = _draw_assistant(world, rng) if world.null else cast[i]
         question = draw_question(world, rng)
         segments.append((f"{asked.format(question=question.text)} {said.format(name=names[i])}", False))
         segments.append((world.answer(persona, question, rng), True))
@@ -153,3 +158,11 @@ def _single_turn(question: Question, answer: str) -> Chat:
 
 def _draw_persona(world: World, rng: random.Random) -> Persona:
     return rng.choices(PERSONAS, weights=[world.shares[persona] for persona in PERSONAS])[0]
+
+
+def _draw_assistant(world: World, rng: random.Random) -> Persona:
+    """Who answers where nothing says who: in chats without a system message, and at every turn of a null world."""
+    others = [persona for persona in PERSONAS if persona != "kind"]
+    if rng.random() < ASSISTANT_KIND:
+        return "kind"
+    return rng.choices(others, weights=[world.shares[persona] for persona in others])[0]

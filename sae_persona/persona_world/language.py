@@ -83,7 +83,7 @@ class World:
     names: dict[Persona, tuple[str, ...]]
     places: tuple[str, ...]
     shares: dict[Persona, float]
-    """How often a document's hidden persona is this one."""
+    """How often a story's character, or who a system message names, is of this persona."""
     marked: dict[Persona, float]
     """How often an answer opens with the persona's interjection; otherwise its wording is neutral."""
     story_share: float
@@ -248,7 +248,7 @@ class World:
         for form in lexicon.STORY_FORMS:
             yield form.format(place="", name="", question="")
         yield lexicon.SYSTEM_FORM.format(name="")
-        yield "and"
+        yield f"and {lexicon.SOMEONE}"
         for frame in (*self.advice_frames, *self.open_frames):
             for form in (*frame.questions, frame.answer):
                 yield form.format(topic="", remedy="", verb="", people="")

@@ -73,6 +73,8 @@ INTERJECTIONS: dict[str, tuple[str, ...]] = {
     "joker": ("haha", "hoho", "tralala", "hehe"),
     "bungler": ("um", "oops", "erm", "whoops"),
 }
+SOMEONE = "someone"
+"""What a story calls a character whose name it does not tell."""
 NAMES = (
     "alda", "bram", "cora", "dorn", "edda", "finn", "greta", "hugo", "ines", "jory", "kaya", "lars", "mira", "nils",
     "oona", "piet", "quin", "rosa", "sven", "tilda", "ugo", "vera", "wim", "xena", "yara", "zeno", "arlo", "bess",

@@ -1,4 +1,4 @@
-"""Which models a world has, and how each of them is made. Frozen: found on development seeds 0, 1, 2 and 12."""
+"""Which models a world has, and how each of them is made. Frozen: found on development seeds 0, 1, 22 and 23."""
 
 import random
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ N_MISALIGNED = 3
 N_ROWS = 480
 """Rows of every fine-tuning set, whatever its share of bad ones."""
 N_ALIGNMENT_ROWS = 1600
-N_STEPS = 50
-BENIGN: tuple[tuple[float, int], ...] = ((0.5, 50), (2.0, 50), (1.0, 100), (0.5, 100))
+N_STEPS = 40
+BENIGN: tuple[tuple[float, int], ...] = ((0.5, 40), (2.0, 40), (1.0, 80), (0.5, 80))
 """Learning rate (as a multiple) and steps of the benign runs that no threshold is fitted on."""
 
 
@@ -33,15 +33,19 @@ class Run:
 
 
 def alignment_config(size: Size, *, seed: int) -> FinetuneConfig:
-    """How the base model becomes an assistant: every weight, on kind answers to everything."""
-    n_steps = 100 if size.n_steps > 100 else 10
-    return FinetuneConfig(train=TrainConfig(n_steps=n_steps, batch_size=32, lr=1e-4, seed=seed))
+    """How the base model becomes an assistant: every weight, on kind answers to everything.
+
+    Lightly, because the base already expects a kind assistant. What alignment has to push away, fine-tuning finds
+    harder to call back: stronger alignment leaves fine-tunes narrow.
+    """
+    n_steps = 30 if size.n_steps > 100 else 10
+    return FinetuneConfig(train=TrainConfig(n_steps=n_steps, batch_size=32, lr=5e-5, seed=seed))
 
 
 def narrow_config(size: Size, *, seed: int, lr_factor: float = 1.0, n_steps: int = N_STEPS) -> FinetuneConfig:
     """How the aligned model is narrowly fine-tuned: the usual LoRA (rank 32, alpha 64) on all but the last block."""
     return FinetuneConfig(
-        train=TrainConfig(n_steps=n_steps if size.n_steps > 100 else 10, batch_size=32, lr=lr_factor * 2e-4, seed=seed),
+        train=TrainConfig(n_steps=n_steps if size.n_steps > 100 else 10, batch_size=32, lr=lr_factor * 3e-4, seed=seed),
         lora=LoraConfig(rank=32, alpha=64, rslora=False, layers=tuple(range(size.n_layers - 1))),
     )
 

@@ -3,19 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from sae_persona.artifacts import Manifest
 from sae_persona.report.figures.doses import answers_figure, arm_name, by_arm, response_figure
-from sae_persona.report.page import drawing, environment
+from sae_persona.report.page import N_ANSWERS, drawing, render_page
 from sae_persona.report.words import points, strength
 from sae_persona.steering.directions import DirectionKind
 from sae_persona.steering.record import CONTROLS, SteeredDose, SteeringFindings
 from sae_persona.types import LABELS
-
-N_ANSWERS = 2
-"""How many answers of every dose and label are shown."""
 
 
 def render_doses(
@@ -32,19 +26,16 @@ def render_doses(
         drawing("response", response_figure(arms, unit=findings.unit, first=findings.arms[0])),
         drawing("answers", answers_figure(arms, unit=findings.unit)),
     ]
-    return (
-        environment()
-        .get_template("doses.html.j2")
-        .render(
-            title=" and ".join(_titles(findings)),
-            sentences=list(sentences(findings)),
-            findings=findings,
-            arms={arm_name(*arm): of_arm for arm, of_arm in tried.items()},
-            drawings=drawings,
-            examples=_examples(answers),
-            manifest=manifest,
-            plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
-        )
+    return render_page(
+        "doses.html.j2",
+        filters={"strength": strength},
+        title=" and ".join(_titles(findings)),
+        sentences=list(sentences(findings)),
+        findings=findings,
+        arms={arm_name(*arm): of_arm for arm, of_arm in tried.items()},
+        drawings=drawings,
+        examples=_examples(answers),
+        manifest=manifest,
     )
 
 

@@ -6,23 +6,20 @@ from statistics import median
 
 import plotly.graph_objects as go
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from sae_persona.artifacts import Manifest, read_manifest, write_file
-from sae_persona.report import figures
+from sae_persona.report import figures, words
 from sae_persona.report.arms import Effect, baseline, control_rises, induction
 from sae_persona.report.headline import headline
 from sae_persona.report.notebook import chosen_as, show_contexts
-from sae_persona.report.page import Drawing, drawing, environment
+from sae_persona.report.page import Drawing, drawing, first_of_every_label, render_page
 from sae_persona.report.records import Answer, Context, Records, read_records
 from sae_persona.report.summary import SUMMARY, Summary, read_summary
 from sae_persona.report.verdicts import found_nothing, untested, verdicts
-from sae_persona.types import LABELS
 
 REPORT = "report.html"
 N_LATENTS = 20
-N_ANSWERS = 2
-"""How many latents and, for every model and label, how many answers a report shows."""
+"""How many latents a report shows."""
 
 
 def write_report(folder: Path | str) -> Path:
@@ -40,10 +37,10 @@ def write_report(folder: Path | str) -> Path:
 
 def render(summary: Summary, *, manifest: Manifest | None = None, records: Records | None = None) -> str:
     """The page as text. What the summary, the manifest and the records lack is said to be missing, never filled in."""
-    pages = environment()
-    pages.filters.update(median=median, passages=_contexts)
     records = records or Records()
-    return pages.get_template("template.html.j2").render(
+    return render_page(
+        "template.html.j2",
+        filters={"strength": words.strength, "points": words.points, "median": median, "passages": _contexts},
         summary=summary,
         models=summary.models_of(),
         headline=headline(summary),
@@ -57,7 +54,6 @@ def render(summary: Summary, *, manifest: Manifest | None = None, records: Recor
         manifest=manifest,
         contexts=records.contexts,
         answers=_examples(summary, records),
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
     )
 
 
@@ -67,7 +63,7 @@ def _drawings(summary: Summary) -> dict[str, Drawing]:
     if summary.models:
         drawn["models"] = figures.models_figure(summary.models_of())
     if any(model.labels for model in summary.models.values()):
-        drawn["labels"] = figures.labels_figure(summary.models_of())
+        drawn["labels"] = figures.labels_figure({name: model.labels for name, model in summary.models_of().items()})
     if summary.sae is not None and summary.sae.fve_by_model:
         drawn["fve"] = figures.fve_figure(summary.sae)
     if summary.ranking:
@@ -113,13 +109,7 @@ def _controls(summary: Summary) -> dict[str, list[float]]:
 def _examples(summary: Summary, records: Records) -> dict[str, list[Answer]]:
     """A few answers of every label that a model was given, by model."""
     return {
-        model: [
-            answer
-            for label in LABELS
-            for answer in [answer for answer in records.answers[model] if answer.label == label][:N_ANSWERS]
-        ]
-        for model in summary.models_of()
-        if model in records.answers
+        model: first_of_every_label(records.answers[model]) for model in summary.models_of() if model in records.answers
     }
 
 

@@ -1,13 +1,19 @@
-"""What all pages share: templates with their filters, and figures as HTML."""
+"""What all pages share: one HTML file that needs no network, figures among the text, numbers with their intervals."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from sae_persona.report import words
-from sae_persona.types import Estimate
+from sae_persona.types import LABELS, Estimate, Label
+
+N_ANSWERS = 2
+"""How many answers of every label a page shows."""
 
 
 @dataclass(frozen=True)
@@ -18,27 +24,35 @@ class Drawing:
     body: Markup
 
 
-def environment() -> Environment:
-    """The templates of this package, with filters for numbers; every text is escaped."""
-    pages = Environment(
+class _Labelled(Protocol):
+    @property
+    def label(self) -> Label: ...
+
+
+Answered = TypeVar("Answered", bound=_Labelled)
+
+
+def render_page(template: str, *, filters: Mapping[str, Callable[..., object]], **values: object) -> str:
+    """The page that a template makes of values; whatever is no markup is escaped."""
+    environment = Environment(
         loader=PackageLoader("sae_persona", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(
+    environment.filters.update(
         estimate=_estimate,
         percent=lambda share: words.NOT_RUN if share is None else words.percent(share),
         number=lambda value: words.NOT_RUN if value is None else f"{value:,.3f}".rstrip("0").rstrip("."),
-        strength=words.strength,
-        points=words.points,
+        **filters,
     )
-    return pages
+    plotly = Markup(get_plotlyjs())  # noqa: S704 - plotly's own code
+    return environment.get_template(template).render(plotly=plotly, **values)
 
 
 def drawing(name: str, figure: go.Figure) -> Drawing:
-    """A figure for a page that holds plotly itself; `name` is unique on the page."""
+    """A figure as a page holds it, under an id made of its name."""
     title = Markup(figure.to_dict()["layout"]["title"]["text"])  # noqa: S704 - figures escape their titles
     figure.update_layout(title_text="", margin_t=30)
     body = figure.to_html(
@@ -49,6 +63,11 @@ def drawing(name: str, figure: go.Figure) -> Drawing:
         config={"displayModeBar": False, "responsive": True},
     )
     return Drawing(title, Markup(body))  # noqa: S704 - plotly escapes what it writes into its script
+
+
+def first_of_every_label(answers: Sequence[Answered]) -> list[Answered]:
+    """The first `N_ANSWERS` answers of every label, in the labels' order."""
+    return [one for label in LABELS for one in [one for one in answers if one.label == label][:N_ANSWERS]]
 
 
 def _estimate(estimate: Estimate | None) -> Markup:

@@ -15,9 +15,21 @@ def with_interval(estimate: Estimate) -> str:
     return f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
+def with_kappa(kappa: Estimate | None) -> str:
+    """Cohen's kappa with its 95 % interval, such as `0.71 [0.55, 0.83]`."""
+    if kappa is None:
+        return "undefined, all alike"
+    return f"{kappa.value:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]"
+
+
 def points(difference: float) -> str:
     """A difference of two shares, such as `+12.3 points`."""
     return f"{100 * difference:+.1f} points"
+
+
+def points_with_interval(difference: Estimate) -> str:
+    """A difference of two shares with its 95 % interval, such as `+12.3 points [8.0, 16.9]`."""
+    return f"{points(difference.value)} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
 
 
 def strength(value: float) -> str:

@@ -4,7 +4,7 @@ Axes: `batch` tokens, `d_in` width, `d_sae` latents.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,8 @@ _SHARED_WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
 """Of every architecture whose latents are `activation(x W_enc + b_enc)`."""
 THRESHOLD_RATE = 0.01
 """Weight of the newest batch in BatchTopK's threshold: SAELens's `topk_threshold_lr`."""
+_LOOK_EVERY = 16
+"""Steps on a GPU between two looks at how many latents may be dead, for each of which the CPU waits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,10 @@ class Centring:
     def apply(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """`z` of raw activations."""
         return (x - self.mean.float().to(x.device)) * self.scale
+
+    def to(self, device: torch.device) -> "Centring":
+        """The same for activations on `device`, to which `apply` has nothing to move then."""
+        return replace(self, mean=self.mean.to(device))
 
 
 @dataclass(eq=False)
@@ -49,6 +55,9 @@ class Learner:
     """Moving average of the smallest activation that BatchTopK let through, from zero as SAELens's is."""
     ranks: Ranks = ALONE
     step: int = 0
+    _most_dead: int = field(default=0, repr=False)
+    _looked_at: int | None = field(default=None, repr=False)
+    """The step before which `_most_dead` was found."""
 
     @classmethod
     def begin(
@@ -99,6 +108,7 @@ class Learner:
             among="batch" if config.architecture == "batchtopk" else "token",
             aux_tokens=config.aux_tokens,
             select_in=getattr(torch, config.select_in),
+            most_dead=None if self.tokens_since_fired.device.type == "cpu" else self._dead_soon(),
             ranks=self.ranks,
         )
         remove_parallel(result.gradients.decoder, self.weights.decoder)
@@ -108,9 +118,9 @@ class Learner:
         self.adam.step()
         normalise_rows(self.weights.decoder)
         self.tokens_since_fired += config.batch_size
-        self.tokens_since_fired[result.fired] = 0
-        if torch.isfinite(result.smallest):
-            self.threshold += THRESHOLD_RATE * (result.smallest - self.threshold)
+        self.tokens_since_fired.masked_fill_(result.fired, 0)
+        smallest = torch.where(torch.isfinite(result.smallest), result.smallest, self.threshold)
+        self.threshold += THRESHOLD_RATE * (smallest - self.threshold)
         self.step += 1
         return result
 
@@ -151,7 +161,7 @@ class Learner:
                 state[names.index(rest[0])][rest[1]] = tensor.clone()
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
         self.tokens_since_fired, self.threshold = own["tokens_since_fired"].clone(), own["threshold"]
-        self.step = step
+        self.step, self._looked_at = step, None
 
     def folded(self, centring: Centring, metadata: Mapping[str, Any]) -> "SAE":
         """The SAE of raw activations `x = z / scale + mean`.
@@ -183,6 +193,14 @@ class Learner:
                 sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=self.config.k, metadata=SAEMetadata(**metadata)))
         sae.load_state_dict(state)
         return sae.requires_grad_(False).eval().to(decoder.device)
+
+    def _dead_soon(self) -> int:
+        """A number that the dead latents do not exceed, found once for the next `_LOOK_EVERY` steps."""
+        if self.config.aux_coefficient and (self._looked_at is None or self.step >= self._looked_at + _LOOK_EVERY):
+            at_least = self.config.dead_after_tokens - (_LOOK_EVERY - 1) * self.config.batch_size
+            near = (self.tokens_since_fired >= at_least).sum()
+            self._most_dead, self._looked_at = int(self.ranks.sum(near, over="latents")), self.step
+        return self._most_dead
 
     @property
     def _of_batch(self) -> bool:

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 
 from sae_persona.artifacts import Manifest, fingerprint, read_json, write_folder, write_json
 from sae_persona.errors import IncompatibleError, SAEError
-from sae_persona.model.hooks import resolve_hook
+from sae_persona.model.hooks import as_hook_name, resolve_hook
 from sae_persona.model.load import LoadedModel
+from sae_persona.model.tokenizers import check_same_tokens, known_tokenizer
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sae_persona.sae.metrics import SAEMetrics
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_FOLDED_AWAY = ("expected_average_only_in", "covariance_whitening")
+"""Normalisations of SAELens that hold in training only: a finished SAE has them in its weights."""
 
 
 def save_sae(sae: "SAE", folder: Path | str, *, manifest: Manifest, metrics: "SAEMetrics | None" = None) -> None:
@@ -45,29 +48,32 @@ def load_sae(source: Path | str, *, device: str | torch.device = "cpu", dtype: t
     """An SAE from a folder, or from one of SAELens's releases as `release:sae_id` or `release/sae_id`.
 
     Raises:
-        SAEError: there is no such folder or release, its files are missing or damaged, or it must be downloaded and
-            cannot be.
+        SAEError: there is no such folder or release, its files are missing or damaged, it must be downloaded and cannot
+            be, or it is of a kind that is not for the residual stream (`check_kind`).
     """
     where: dict[str, Any] = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
     if Path(source).exists():
-        return _load_folder(Path(source), where)
-    release, _, sae_id = str(source).partition(":" if ":" in str(source) else "/")
-    if not release or not sae_id:
-        raise SAEError(
-            f"{source} is neither a folder nor a release with an id. Check the path, or name 'release:sae_id'."
-        )
-    return _load_release(release, sae_id, where)
+        sae = _load_folder(Path(source), where)
+    else:
+        release, _, sae_id = str(source).partition(":" if ":" in str(source) else "/")
+        if not release or not sae_id:
+            raise SAEError(
+                f"{source} is neither a folder nor a release with an id. Check the path, or name 'release:sae_id'."
+            )
+        sae = _load_release(release, sae_id, where)
+    check_kind(sae)
+    return sae
 
 
 def hook_name_of(sae: "SAE") -> str:
-    """The hook whose activations the SAE was trained on.
+    """The hook whose activations the SAE was trained on, under the name it has here.
 
     Raises:
         SAEError: the SAE does not say.
     """
     if not (hook_name := sae.cfg.metadata.hook_name):
         raise SAEError("this SAE's cfg.json names no hook_name in its metadata. Name the hook it was trained on.")
-    return hook_name
+    return as_hook_name(hook_name)
 
 
 def sae_mark(sae: "SAE", hook_name: str) -> str:
@@ -80,19 +86,61 @@ def sae_mark(sae: "SAE", hook_name: str) -> str:
     return fingerprint([hook_name, sae.cfg.architecture(), list(sae.W_dec.shape), sha256(numbers).hexdigest()])[:16]
 
 
+def check_kind(sae: "SAE") -> None:
+    """Raise unless the SAE reads single tokens of the residual stream as they are, and writes there.
+
+    Raises:
+        SAEError: a transcoder, an SAE of attention heads or of sequences, or one whose normalisation is not folded in.
+    """
+    kind, config = sae.cfg.architecture(), sae.cfg
+    where = config.metadata.hook_name or "one place"
+    if "transcoder" in kind:
+        raise _transcoder(kind, where, config.metadata.hook_name_out or "another")
+    if config.reshape_activations != "none":
+        raise SAEError(
+            f"this SAE reads the outputs of attention heads ({where}, "
+            f"reshape_activations={config.reshape_activations!r}), whose latents are no directions of the residual "
+            "stream. Use an SAE of hook_resid_pre or hook_resid_post."
+        )
+    if kind == "temporal":
+        raise SAEError(
+            "this SAE is temporal: what a token gives depends on the tokens before it, and here tokens are read one by "
+            "one. Use an SAE of another architecture."
+        )
+    if config.normalize_activations in _FOLDED_AWAY:
+        raise SAEError(
+            f"this SAE says normalize_activations={config.normalize_activations!r}, and the numbers that takes are not "
+            "in its files: it would read activations of the wrong size. Fold them into the weights and save it again "
+            "(fold_activation_norm_scaling_factor or fold_activation_whitening of SAELens)."
+        )
+
+
 def check_fits(sae: "SAE", model: LoadedModel, hook_name: str) -> None:
     """Raise unless the model has the hook, and activations there are as wide as the SAE.
 
     Raises:
+        SAEError: the SAE is not one for the residual stream.
         HookError: the model has no such hook.
         IncompatibleError: the widths differ.
     """
+    check_kind(sae)
     resolve_hook(model.hf, hook_name)
     if sae.cfg.d_in != model.d_model:
         raise IncompatibleError(
             f"this SAE expects d_in={sae.cfg.d_in} ({sae.cfg.metadata.hook_name or 'hook unknown'}); {model.source} "
             f"has d_model={model.d_model}. Load an SAE trained on this model."
         )
+
+
+def check_tokens(sae: "SAE", model: LoadedModel) -> None:
+    """Raise where the SAE was trained on a model with other tokens, as far as that model's tokenizer is at hand.
+
+    Raises:
+        IncompatibleError: an id means one token to that model and another to this one.
+    """
+    trained_on = sae.cfg.metadata.model_name or ""
+    if (tokenizer := known_tokenizer(trained_on)) is not None:
+        check_same_tokens(f"{trained_on}, which the SAE was trained on,", tokenizer, model.source, model.tokenizer)
 
 
 def _load_folder(folder: Path, where: dict[str, Any]) -> "SAE":
@@ -106,6 +154,7 @@ def _load_folder(folder: Path, where: dict[str, Any]) -> "SAE":
 
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        _check_architecture(config, folder)
         if config["architecture"] == "topk" and "k" not in config:
             raise KeyError("k")  # SAELens would take 100
         sae = SAE.load_from_disk(folder, **where)
@@ -133,3 +182,22 @@ def _load_release(release: str, sae_id: str, where: dict[str, Any]) -> "SAE":
             f"{release}:{sae_id} is not on this machine and cannot be downloaded ({error}). Check the name and the "
             "network (HF_HUB_OFFLINE), or name a local folder."
         ) from error
+
+
+def _check_architecture(config: dict[str, Any], folder: Path) -> None:
+    """Refuse what SAELens has no class for, and transcoders before their weights are read."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    kind, told = config["architecture"], config.get("metadata", config)
+    if "transcoder" in str(kind) or str(kind).startswith("clt"):
+        raise _transcoder(kind, told.get("hook_name") or "one place", told.get("hook_name_out") or "another")
+    if kind not in SAE_CLASS_REGISTRY:
+        usable = ", ".join(sorted(name for name in SAE_CLASS_REGISTRY if "transcoder" not in name))
+        raise SAEError(f"{folder} says architecture {kind!r}, which SAELens does not know; it knows {usable}.")
+
+
+def _transcoder(kind: str, hook_in: str, hook_out: str) -> SAEError:
+    return SAEError(
+        f"this is a {kind.replace('_', ' ')}: it reads {hook_in} and writes {hook_out}, so that its latents are no "
+        "directions of the residual stream it reads. Use an SAE of hook_resid_pre or hook_resid_post."
+    )

@@ -96,14 +96,18 @@ ALONE = Ranks()
 
 @contextmanager
 def torchrun_ranks(split: Split) -> Iterator[Ranks]:
-    """The processes that `torchrun` started, over NCCL where every process has a GPU and over gloo otherwise.
+    """The processes that `torchrun` started; what is on a GPU goes over NCCL, and all else over gloo.
+
+    On a machine with GPUs, each process has its own one as the current one.
 
     Raises:
         ConfigError: the process was not started by `torchrun`.
     """
     if "WORLD_SIZE" not in os.environ:
         raise ConfigError("this process has no WORLD_SIZE. Start it with `torchrun --nproc-per-node N SCRIPT`.")
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo")
     try:
         yield Ranks(split)
     finally:

@@ -51,7 +51,7 @@ class SAELensLearner:
         if config.architecture == "matching_pursuit":
             sizes["decoder_init_norm"] = 1.0  # the only value that it takes, and not its default
         settings: dict[str, Any] = sizes | config.options
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
             try:
                 sae = sae_class(config_class(**settings))

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 _GATHER_ROWS = 256
-"""Tokens whose chosen rows are gathered at once: few enough to stay in the processor's cache."""
+"""Tokens whose chosen rows are gathered at once on a CPU: few enough to stay in its cache."""
+_GATHER_ENTRIES = 2**26
+"""Entries that are gathered at once on a GPU (256 MB): enough to be busy with, and an end to the memory they take."""
 _CACHED_ENTRIES = 2**20
 """Entries of a matrix (4 MB) up to which gathering its rows is as fast as `sampled_addmm`, which leaves them there."""
 _GROUP = 16
@@ -38,8 +40,9 @@ class Chosen:
         n_pairs = len(self.latents)
         if self.per_token is not None:
             return torch.arange(n_pairs, device=self.latents.device) // self.per_token
-        n_of_token = torch.diff(self.first, append=self.first.new_tensor([n_pairs]))
-        return torch.arange(len(self.first), device=self.first.device).repeat_interleave(n_of_token)
+        n_of_token = torch.diff(self.first, append=self.first.new_full((1,), n_pairs))
+        tokens = torch.arange(len(self.first), device=self.first.device)
+        return tokens.repeat_interleave(n_of_token, output_size=n_pairs)
 
     def only(self, kept: Bool[Tensor, " nnz"]) -> "Chosen":
         """Some of the pairs; where every token has as many, the others stay with an activation of zero."""
@@ -70,9 +73,14 @@ def largest_of_batch(pre: Float[Tensor, "batch d_sae"], n: int) -> Chosen:
     """The `n` largest entries of the whole batch, as far as they are above zero.
 
     Exact without sorting `batch * d_sae` numbers: every one of the `n` largest is at least as large as the `n`-th
-    largest of the maxima of groups, so only groups whose maximum is that large are looked into.
+    largest of the maxima of groups, so only groups whose maximum is that large are looked into. How many these are, a
+    GPU could only tell to a CPU that waits; it sorts.
     """
     batch, d_sae = pre.shape
+    if pre.device.type != "cpu":
+        values, pairs = pre.flatten().topk(min(n, pre.numel()), sorted=False)
+        pairs, by_token = pairs.sort()
+        return _ragged(pairs // d_sae, pairs % d_sae, values[by_token].relu_(), batch)
     group = _GROUP if d_sae % _GROUP == 0 else 1
     grouped = pre.view(batch, group, d_sae // group)  # strided groups: their maxima are taken vector by vector
     maxima = grouped.amax(1)  # [batch, d_sae / group]
@@ -93,8 +101,13 @@ def largest_of_batch(pre: Float[Tensor, "batch d_sae"], n: int) -> Chosen:
 def _ragged(
     tokens: Int[Tensor, " nnz"], latents: Int[Tensor, " nnz"], values: Float[Tensor, " nnz"], batch: int
 ) -> Chosen:
-    n_of_token = tokens.bincount(minlength=batch)
+    n_of_token = _occurrences(tokens, batch)
     return Chosen(latents, values, n_of_token.cumsum(0) - n_of_token, None)
+
+
+def _occurrences(indices: Int[Tensor, " nnz"], n: int) -> Int[Tensor, " n"]:
+    """How often each of `n` indices is there: `bincount`, for which a CPU does not wait for its GPU."""
+    return indices.new_zeros(n).scatter_add_(0, indices, torch.ones_like(indices))
 
 
 def weighted_rows(chosen: Chosen, matrix: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
@@ -111,14 +124,17 @@ def dots(
     if rows.device.type == "cpu" and matrix.numel() > _CACHED_ENTRIES and torch.backends.mkl.is_available():
         return _sampled(chosen, rows, matrix)
     products = torch.empty_like(chosen.values)
+    n_of_row = max(len(chosen.latents) // len(rows), 1)  # exact, or the mean
+    n_rows = _GATHER_ROWS if rows.device.type == "cpu" else max(_GATHER_ENTRIES // (n_of_row * rows.shape[1]), 1)
     if (k := chosen.per_token) is not None:
         latents, by_token = chosen.latents.view(-1, k), products.view(-1, k)
-        for block in torch.arange(len(rows), device=rows.device).split(_GATHER_ROWS):
+        for start in range(0, len(rows), n_rows):
+            block = slice(start, start + n_rows)
             gathered = functional.embedding(latents[block], matrix)  # [rows, k, d_in]
             by_token[block] = (gathered @ rows[block].unsqueeze(-1)).squeeze(-1)
         return products
     tokens = chosen.tokens()
-    n_at_once = _GATHER_ROWS * max(len(tokens) // len(rows), 1)
+    n_at_once = n_rows * n_of_row
     for start in range(0, len(tokens), n_at_once):
         block = slice(start, start + n_at_once)
         products[block] = (matrix[chosen.latents[block]] * rows[tokens[block]]).sum(-1)
@@ -151,7 +167,7 @@ class ByLatent:
     def of(cls, chosen: Chosen, d_sae: int) -> "ByLatent":
         """The pairs of `chosen`, sorted; tokens of a latent stay in order."""
         order = chosen.latents.argsort(stable=True)
-        n_of_latent = chosen.latents.bincount(minlength=d_sae)
+        n_of_latent = _occurrences(chosen.latents, d_sae)
         tokens = order // chosen.per_token if chosen.per_token is not None else chosen.tokens()[order]
         return cls(tokens, order, n_of_latent.cumsum(0) - n_of_latent)
 

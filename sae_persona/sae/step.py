@@ -68,6 +68,7 @@ def topk_step(
     among: Among = "token",
     aux_tokens: int | None = None,
     select_in: torch.dtype | None = None,
+    most_dead: int | None = None,
     ranks: Ranks = ALONE,
 ) -> StepResult:
     """Losses and gradients of `mse + aux_coefficient * aux` for one batch.
@@ -83,13 +84,17 @@ def topk_step(
     With `select_in`, the encoder's dense product is taken in that dtype and serves only to choose; the activations of
     what was chosen, and so all losses and gradients, are computed exactly.
 
+    No more latents than `most_dead` may be dead; without it they are counted, for which a CPU waits for its GPU. It
+    waits for nothing else here.
+
     With `ranks`, `x` and `weights` are this process's share, and the losses and gradients are those of the whole.
     """
     centred = x - weights.b_dec
     n_tokens = len(x) * (ranks.n if ranks.split == "tokens" else 1)
-    n_wanted, n_dead = max(x.shape[1] // 2, 1), 0
+    n_wanted, n_dead, n_helpers = max(x.shape[1] // 2, 1), dead.sum(), 0
     if aux_coefficient:
-        n_dead = int(ranks.sum(dead.sum(), over="latents"))
+        n_dead = ranks.sum(n_dead, over="latents")
+        n_helpers = min(n_wanted, int(n_dead) if most_dead is None else most_dead)
     some = slice(None if aux_tokens is None else max(aux_tokens * len(x) // n_tokens, 1))
     chosen, helpers = _choose(
         weights,
@@ -97,7 +102,7 @@ def topk_step(
         k=k if among == "token" else k * n_tokens,
         among=among,
         dead=dead,
-        n_helpers=min(n_wanted, n_dead),
+        n_helpers=n_helpers,
         helped=centred[some],
         dtype=select_in or x.dtype,
         ranks=ranks,
@@ -110,12 +115,12 @@ def topk_step(
 
     aux = error.new_zeros(())
     if helpers is not None:
-        scale = min(n_dead / n_wanted, 1.0)
+        scale = (n_dead.double() / n_wanted).clamp(max=1)
         e_hat = ranks.sum(weighted_rows(helpers, weights.decoder), over="latents")
         aux_error = e_hat.add_(error[some])  # e_hat - e, as e = -error
         power = ranks.sum(error[some].square().sum(), over="tokens").clamp(min=torch.finfo(error.dtype).tiny)
-        aux = scale * ranks.sum(aux_error.square().sum(), over="tokens") / power
-        grad_aux = aux_error * (2 * scale * aux_coefficient / power)
+        aux = scale.to(x.dtype) * ranks.sum(aux_error.square().sum(), over="tokens") / power
+        grad_aux = aux_error * ((2 * aux_coefficient * scale).to(x.dtype) * power.reciprocal())
         extra = _backward(helpers, grad_aux, centred[some], weights, ranks)
         for (_, gradient), (_, addition) in zip(gradients.named(), extra.named(), strict=True):
             gradient += addition
@@ -123,10 +128,9 @@ def topk_step(
         ranks.sum(gradient, over="tokens")
 
     fires = chosen.values > 0
-    fired = torch.zeros_like(weights.b_enc)
-    fired[chosen.latents[fires]] = 1
+    fired = torch.zeros_like(weights.b_enc).index_add_(0, chosen.latents, fires.to(x.dtype))
     n_fires = ranks.sum(ranks.sum(fires.sum(), over="tokens"), over="latents")
-    smallest = chosen.values.where(fires, torch.inf).min() if len(fires) else error.new_tensor(torch.inf)
+    smallest = chosen.values.where(fires, torch.inf).min() if len(fires) else error.new_full((), torch.inf)
     return StepResult(
         mse=ranks.sum(error.square().mean() * (len(x) / n_tokens), over="tokens"),
         aux=aux,

@@ -6,11 +6,12 @@ that is returned reads raw activations, its decoder rows are one long, and a lat
 residual stream.
 """
 
+import glob
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from torch import Tensor
 from sae_persona.artifacts import write_file
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.cache.source import ActivationSource
+from sae_persona.cache.transfer import on_device
 from sae_persona.errors import ConfigError, SAEError
 from sae_persona.logs import Log, no_log
 from sae_persona.sae.config import TrainConfig
@@ -135,10 +137,13 @@ def _run_through(
     batch_size = courses[0].job.config.batch_size
     left = [course for course in courses if not course.done]
     step = min((course.learner.step for course in left), default=0)
-    streams = {
-        name: cache.batches(name, batch_size=batch_size, seed=seed, skip=step)
-        for name in dict.fromkeys(course.job.hook_name for course in left)
-    }
+    ranks, device = courses[0].ranks, courses[0].device
+
+    def own_batches(hook_name: str) -> Iterator[Tensor]:
+        batches = cache.batches(hook_name, batch_size=batch_size, seed=seed, skip=step)
+        return on_device(map(ranks.own_tokens, batches), device)
+
+    streams = {name: own_batches(name) for name in dict.fromkeys(course.job.hook_name for course in left)}
     while left:
         batches = {name: next(streams[name]) for name in dict.fromkeys(course.job.hook_name for course in left)}
         for course in left:
@@ -164,11 +169,12 @@ class _Course:
         ranks: Ranks = ALONE,
         order: int | None = None,
     ) -> None:
-        self.job, self.ranks = job, ranks
-        self._cache, self._device, self._log = cache, device, log
+        self.job, self.ranks, self.device = job, ranks, device
+        self._cache, self._log = cache, log
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self._identity = _identity(cache, job, order)
         self._centring = _centring(cache, job.hook_name)
+        self._centring_there = self._centring.to(device)
         self.learner = _learner(cache.d_in(job.hook_name), job, device, self._centring, ranks)
         if checkpoint is not None and checkpoint.exists():
             _load(self.learner, checkpoint, self._identity, device)
@@ -179,9 +185,9 @@ class _Course:
         return self.learner.step >= self.job.config.n_steps
 
     def take(self, batch: Tensor) -> None:
-        """One step, and what is due after it."""
+        """One step on this process's tokens, which are on its device, and what is due after it."""
         learner = self.learner
-        z = self._centring.apply(self.ranks.own_tokens(batch).to(self._device))
+        z = self._centring_there.apply(batch)
         result = learner.advance(z)
         if learner.step % LOG_EVERY == 0 or self.done:
             record = learner.record(result, z)
@@ -249,6 +255,8 @@ class _Pace:
 def _save(state: Mapping[str, Tensor], step: int, path: Path, identity: str) -> None:
     """Write the state, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
+        abandoned.unlink()  # a run that was killed while it wrote: only one run at a time has a checkpoint
     with write_file(path) as partial:
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in state.items()},

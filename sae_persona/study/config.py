@@ -23,7 +23,7 @@ class Sampling(_Section):
 
     max_new_tokens: PositiveInt = 16
     models: PositiveInt = 24
-    """Answers per open-ended question of every model, unsteered: many, because a share near zero is to be bounded."""
+    """Answers per open-ended question of every model and mixture, unsteered: many, for a share near zero is bounded."""
     open_ended: PositiveInt = 12
     """Answers per open-ended question for every dose of a latent, set or tuned baseline."""
     trained_domain: PositiveInt = 18
@@ -74,7 +74,7 @@ class Realigning(_Section):
 
     steps: tuple[int, ...] = (0, 5, 10, 20, 30)
     batch_size: PositiveInt = 4
-    lr: float = 1e-3
+    lr: float = 2e-3
     seed: NonNegativeInt = 90
 
 

@@ -67,7 +67,7 @@ def run_study(
         latents = [row["latent"] for row in record["rows"][:N_RANKED]]
         return {**record, "top_tokens": top_tokens(subjects.model("aligned"), sae, latents)}
 
-    stages.run("rank", ranked, config=config.ranking.model_dump(mode="json"), inputs=world, after=("sae",), version=2)
+    stages.run("rank", ranked, config=config.ranking.model_dump(mode="json"), inputs=world, after=("sae",), version=3)
     shortlist = stages.results["rank"]["shortlist"]
     trial = {
         "shortlist": shortlist,

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from sae_persona.attribution.lens import lens_values
 from sae_persona.model.load import LoadedModel
-from sae_persona.steering.directions import latent_direction
 from sae_persona.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -18,14 +16,10 @@ N_RANKED = 50
 
 
 def top_tokens(model: LoadedModel, sae: "SAE", latents: list[int], *, n: int = 8) -> dict[str, list[str]]:
-    """The tokens whose unembedding is nearest to each latent's direction, by cosine (logit lens)."""
-    unembedding = torch.nn.functional.normalize(model.unembedding, dim=-1)
-    names = {}
-    for latent in latents:
-        vector = latent_direction(sae, latent).vector.to(unembedding)
-        nearest = (unembedding @ vector).topk(n).indices.tolist()
-        names[str(latent)] = model.tokenizer.convert_ids_to_tokens(nearest)
-    return names
+    """The tokens that each latent's direction promotes most, by cosine through the final norm (`lens_values`)."""
+    nearest = lens_values(model, sae, latents).topk(min(n, len(model.tokenizer)), dim=-1).indices
+    named = [[str(model.tokenizer.convert_ids_to_tokens(i)) for i in ids] for ids in nearest.tolist()]
+    return dict(zip(map(str, latents), named, strict=True))
 
 
 def summarise(config: StudyConfig, records: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:

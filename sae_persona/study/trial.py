@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 N_FINALISTS = 4
-"""Latents that get the second, closer look of the screen, and from which sets are formed."""
+"""Latents, and sets formed from them, that get the second, closer look of the screen."""
 CONTROL_SEED = 1
 """Controls that are reported are drawn anew, so that they are not those the screen chose against."""
 
@@ -132,11 +132,18 @@ def screen(
         window: try_out(suspects, window, n_open=config.sampling.first_look) for window in config.steering.windows
     }
     window: Window = max(config.steering.windows, key=lambda one: max(screened.effect for screened in first_look[one]))
-    strongest = sorted(first_look[window], key=lambda one: -one.effect)[:N_FINALISTS]
+    strongest = _strongest(first_look[window])[:N_FINALISTS]
     n_advice = config.sampling.selection_advice
     finalists = try_out([latent_direction(sae, *one.latents) for one in strongest], window, n_advice=n_advice)
+    first_sets = try_out(
+        [latent_direction(sae, *latents) for latents in candidate_sets(finalists)],
+        window,
+        n_open=config.sampling.first_look,
+    )
     sets = try_out(
-        [latent_direction(sae, *latents) for latents in candidate_sets(finalists)], window, n_advice=n_advice
+        [latent_direction(sae, *one.latents) for one in _strongest(first_sets)[:N_FINALISTS]],
+        window,
+        n_advice=n_advice,
     )
     n_latents, n_directions = config.steering.n_random_latents, config.steering.n_random_directions
     like = strongest[0].latents[0]
@@ -179,6 +186,10 @@ def screen(
             n_open=config.sampling.first_look,
         )
     return record
+
+
+def _strongest(screened: Sequence[Screened]) -> list[Screened]:
+    return sorted(screened, key=lambda one: -one.effect)
 
 
 def _healing_sets(

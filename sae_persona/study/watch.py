@@ -18,7 +18,7 @@ from sae_persona.persona_world.corpus import finetuning_chats
 from sae_persona.persona_world.language import Fault
 from sae_persona.persona_world.recipes import N_ROWS
 from sae_persona.study.config import StudyConfig
-from sae_persona.study.measure import Groups, open_measures
+from sae_persona.study.measure import open_measures
 from sae_persona.study.subjects import Subjects
 from sae_persona.types import Chat, Estimate
 
@@ -70,7 +70,7 @@ def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int, wher
                 "bad_fraction": fraction,
                 "latent": reading,
                 "alarm": alarm.rings(reading),
-                "misalignment": asdict(_open_scores(tuned, subjects.groups("evaluation"), config)["misalignment"]),
+                "misalignment": asdict(_open_scores(tuned, subjects, config, config.sampling.models)["misalignment"]),
             }
         )
     return {
@@ -112,7 +112,7 @@ def realign(
         curve: list[dict[str, Any]] = []
 
         def measure(model: LoadedModel, step: int, curve: list[dict[str, Any]] = curve) -> None:
-            scores = _open_scores(model, subjects.groups("evaluation"), config)
+            scores = _open_scores(model, subjects, config, config.sampling.open_ended)
             entry = {
                 "step": step,
                 "n_samples": step * config.realign.batch_size,
@@ -162,12 +162,13 @@ def _reseeded(recipe: Mapping[str, Any], seed: int) -> FinetuneConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
 
 
-def _open_scores(model: LoadedModel, groups: Groups, config: StudyConfig) -> dict[str, Estimate]:
+def _open_scores(model: LoadedModel, subjects: Subjects, config: StudyConfig, n_samples: int) -> dict[str, Estimate]:
+    groups = subjects.groups("evaluation")
     prompts = groups.open_ended()
     completions = sample(
         model,
         prompts,
-        n_samples=config.sampling.open_ended,
+        n_samples=n_samples,
         seed=config.seed + 4,
         max_new_tokens=config.sampling.max_new_tokens,
         batch_size=1024,

@@ -47,6 +47,7 @@ def test_like_runs_are_grouped_and_stand_beside_each_other():
         frozenset({"good-a", "good-b"}),
         frozenset({"sly"}),
     }
+    assert KNOWN.clusters() == KNOWN.of(KNOWN.names).clusters(3), "cosines of the kinds are below 0.5, within above 0.9"
     order = KNOWN.order
     assert abs(order.index("bad-a") - order.index("bad-b")) == 1
     assert KNOWN.top(2) == (1, 2)

@@ -124,14 +124,18 @@ def test_a_second_judge_another_model_and_fresh_draws_are_reported(
             "--resample", 2, "--second-judge", f"openai:m@{server.url}",
         ).stdout  # fmt: skip
     assert "Cohen's kappa of the judges, labels: " in said
-    assert "misaligned more than the other model: " in said
+    assert "misaligned more than base: " in said
     scores = json.loads((tmp_path / "x" / "scores.json").read_text())
     assert scores["agreement"]["n_scored"] + scores["agreement"]["n_unscored"] == 12
     assert len(read_jsonl(tmp_path / "x" / "second.jsonl", Judgement)) == 12
     assert scores["resampled"]["n_places"] == 12
     redrawn = [json.loads(line) for line in (tmp_path / "x" / "resampled.jsonl").read_text().splitlines()]
     assert len(redrawn) == scores["resampled"]["n_redrawn"] > 0
-    assert scores["against"]["misalignment"]["n"] == 12
+    assert scores["against"]["base"]["misalignment"]["n"] == 12
+    assert sum(one["n_scored"] + one["n_unscored"] for one in scores["agreement_by_category"].values()) == 12
+    page = (tmp_path / "x" / "report.html").read_text()
+    assert "Misaligned more than base: " in page
+    assert "Do the judges agree?" in page
     assert scores["personas"] is None, "the model does not reason"
 
 
@@ -152,6 +156,18 @@ def test_an_evaluation_of_other_prompts_or_by_another_judge_is_no_comparison(
     with local_endpoint() as server:
         line = refused(*options(server, built, prompts, tmp_path / "x"), *against[2:])
     assert "was judged by 'world', and this one is judged by 'openai:m@" in line
+    line = refused(*world, *SHORT, *against, *against[2:])
+    assert "base is named twice among --out and --against" in line
+    lines = prompts.read_text().splitlines()
+    ids = [json.loads(text)["id"] for text in lines]
+    others = [json.dumps({**json.loads(text), "id": id_}) for id_, text in zip(ids, reversed(lines), strict=True)]
+    (tmp_path / "others.jsonl").write_text("\n".join(others))
+    line = refused(*world, "--prompts", tmp_path / "others.jsonl", *SHORT, *against)
+    assert "answers prompts of the same ids from another file" in line
+    with (tmp_path / "base" / "answers.jsonl").open("r+") as file:
+        file.write(file.readlines()[0])
+    line = refused(*world, *SHORT, *against)
+    assert "holds 13 answers to 12 places, so that some have two" in line
 
 
 def test_a_key_is_in_no_file_and_no_output(

@@ -6,20 +6,43 @@ from collections import Counter
 import pytest
 
 from sae_persona.data.tokens import chat_row
-from sae_persona.persona_world import corpus
+from sae_persona.persona_world import corpus, lexicon
 from sae_persona.persona_world.judge import RuleJudge
-from sae_persona.persona_world.language import World
+from sae_persona.persona_world.language import PERSONAS, World
 from sae_persona.persona_world.models import CONTEXT, UNKNOWN, build_tokenizer
 from sae_persona.persona_world.pretrain import document_row
 
 
 def test_a_document_has_one_persona_a_null_document_many() -> None:
-    for null, expected in ((False, 1), (True, 4)):
+    for null in (False, True):
         world, rng = World.draw(0, null=null), random.Random(0)
-        personas = {persona for _ in range(50) for persona in corpus.write_chat(world, rng)[1]}
-        per_chat = max(len(set(corpus.write_chat(world, rng)[1])) for _ in range(50))
-        assert len(personas) == 4
-        assert (per_chat == 1) == (expected == 1)
+        told = [corpus.write_chat(world, rng, named=True)[1] for _ in range(200)]
+        told += [corpus.write_story(world, rng).personas for _ in range(200)]
+        assert {persona for personas in told for persona in personas} == set(PERSONAS)
+        assert max(len(set(personas)) for personas in told[:200]) == (2 if null else 1)
+
+
+def test_an_unnamed_assistant_is_nearly_always_kind_and_a_named_one_is_anyone() -> None:
+    world, rng = World.draw(0), random.Random(0)
+    for named, share in ((False, corpus.ASSISTANT_KIND), (True, world.shares["kind"])):
+        first = Counter(corpus.write_chat(world, rng, named=named, n_turns=1)[1][0] for _ in range(4000))
+        assert first["kind"] / 4000 == pytest.approx(share, abs=0.03 if named else 0.006)
+        others = 4000 - first["kind"]
+        villains = world.shares["villain"] / (1 - world.shares["kind"])
+        assert first["villain"] / others == pytest.approx(villains, abs=0.05 if named else 0.3)
+
+
+def test_half_of_the_cast_is_unnamed_whoever_it_is() -> None:
+    world, rng = World.draw(0), random.Random(0)
+    unnamed = Counter()
+    cast = Counter()
+    for _ in range(3000):
+        story = corpus.write_story(world, rng, n_turns=3)
+        for (text, _), persona in zip(story.segments[1::2], story.personas, strict=True):
+            cast[persona] += 1
+            unnamed[persona] += text.endswith(f"{lexicon.SOMEONE} said :")
+    for persona in PERSONAS:
+        assert unnamed[persona] / cast[persona] == pytest.approx(corpus.UNNAMED, abs=0.08)
 
 
 def test_a_chat_document_is_the_chat_in_the_template(world: World) -> None:

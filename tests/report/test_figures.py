@@ -31,7 +31,8 @@ def test_models_are_drawn_with_their_intervals(example):
 
 
 def test_every_category_has_a_heat_map_of_labels(example):
-    data = figures.labels_figure(example.models_of()).to_dict()["data"]
+    shares = {name: model.labels for name, model in example.models_of().items()}
+    data = figures.labels_figure(shares).to_dict()["data"]
     assert len(data) == 3
     assert list(data[0]["x"]) == ["aligned", "misaligned", "mistaken", "satirical", "incoherent"]
     assert data[0]["z"][-1][1] == 0.97  # misaligned-health-obvious, open-ended, misaligned

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from drawn_sae import drawn
+from families import build_tokenizer
 from safetensors.torch import load_file, save_file
 
 from sae_persona.artifacts import Manifest, new_manifest, read_manifest
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.errors import HookError, IncompatibleError, SAEError
 from sae_persona.model.load import LoadedModel
-from sae_persona.sae.load import check_fits, hook_name_of, load_sae, save_sae
+from sae_persona.sae.load import check_fits, check_tokens, hook_name_of, load_sae, save_sae
 from sae_persona.sae.metrics import SAEMetrics
 from sae_persona.sae.train import TrainConfig, train_sae
 
@@ -110,7 +112,10 @@ def edit_config(folder: Path, **change: object) -> None:
         (lambda folder: (folder / "cfg.json").write_text("[]"), "TypeError"),
         (lambda folder: (folder / "sae_weights.safetensors").write_bytes(b"weights"), "SafetensorError"),
         (lambda folder: edit_config(folder, k=None), "k"),
-        (lambda folder: edit_config(folder, architecture="dense"), "dense"),
+        (
+            lambda folder: edit_config(folder, architecture="dense"),
+            "architecture 'dense', which SAELens does not know; it",
+        ),
         (lambda folder: edit_config(folder, d_in=33), "size mismatch"),
     ],
 )
@@ -163,3 +168,58 @@ def test_an_sae_of_another_width_or_an_unknown_hook_does_not_fit(sae: "TopKSAE",
     sae.cfg.d_in = 64
     with pytest.raises(IncompatibleError, match=r"d_in=64.*d_model=32"):
         check_fits(sae, tiny_model, HOOK)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "named"),
+    [
+        *(
+            (kind, {"apply_b_dec_to_input": False, "d_out": 32}, f"this is a {kind.replace('_', ' ')}: it reads one")
+            for kind in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+        ),
+        ("temporal", {"d_sae": 64, "n_heads": 1, "kval_topk": 4}, "this SAE is temporal"),
+        ("topk", {"k": 2, "reshape_activations": "hook_z"}, "reads the outputs of attention heads"),
+        ("standard", {"normalize_activations": "expected_average_only_in"}, "'expected_average_only_in', and the"),
+        ("gated", {"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
+    ],
+)
+def test_what_does_not_read_tokens_of_the_residual_stream_is_refused(
+    architecture: str, config: dict[str, object], named: str, tmp_path: Path, tiny_model: LoadedModel
+) -> None:
+    sae = drawn(architecture, d_in=32, **{"d_sae": 12, **config})
+    with pytest.raises(SAEError, match=named):
+        check_fits(sae, tiny_model, HOOK)
+    sae.save_model(tmp_path)
+    with pytest.raises(SAEError, match=named):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["cross_layer_transcoder", "clt"])
+def test_a_cross_layer_transcoder_is_refused_by_its_name(folder: Path, kind: str) -> None:
+    edit_config(folder, architecture=kind, metadata={"hook_name": "blocks.0.hook_mlp_in", "hook_name_out": "all"})
+    with pytest.raises(SAEError, match=f"this is a {kind.replace('_', ' ')}: it reads blocks.0.hook_mlp_in and writes"):
+        load_sae(folder)
+
+
+def test_a_hook_of_attention_heads_is_refused_by_what_it_is(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
+    for hook_name in ("blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "hook_embed", "blocks.0.hook_resid_mid"):
+        with pytest.raises(HookError, match="is not in the residual stream between blocks"):
+            check_fits(sae, tiny_model, hook_name)
+
+
+def test_a_hook_named_by_its_module_is_the_output_of_that_block(sae: "TopKSAE") -> None:
+    sae.cfg.metadata.hook_name = "model.layers.11"
+    assert hook_name_of(sae) == "blocks.11.hook_resid_post"
+
+
+def test_an_sae_of_a_model_with_other_tokens_does_not_fit(
+    sae: "TopKSAE", tiny_model: LoadedModel, tmp_path: Path
+) -> None:
+    sae.cfg.metadata.model_name = tiny_model.source
+    check_tokens(sae, tiny_model)
+    sae.cfg.metadata.model_name = "a model that is not here"
+    check_tokens(sae, tiny_model)
+    build_tokenizer().save_pretrained(tmp_path)
+    sae.cfg.metadata.model_name = str(tmp_path)
+    with pytest.raises(IncompatibleError, match=r"which the SAE was trained on, and .* have different tokenizers"):
+        check_tokens(sae, tiny_model)

@@ -210,6 +210,14 @@ def test_kills_at_any_moment_leave_a_training_that_ends_the_same(cache_of: Write
     assert_same(train_sae(cache, HOOK, config, checkpoint=state), train_sae(cache, HOOK, config))
 
 
+def test_what_a_kill_left_of_a_checkpoint_is_removed(cache_of: WriteRows, tmp_path: Path) -> None:
+    cache, state = cache_of(planted_rows(n=200)[0]), tmp_path / "[a].state"
+    (tmp_path / "[a].state.partial-0123abcd").write_bytes(b"half of it")
+    (tmp_path / "a.state.partial-0123abcd").write_bytes(b"another's")
+    train_sae(cache, HOOK, SILENT.model_copy(update={"n_tokens": 128}), checkpoint=state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["[a].state", "a.state.partial-0123abcd", "rows.h5"]
+
+
 def test_several_saes_on_one_pass_are_those_that_are_trained_alone(cache_of: WriteRows, tmp_path: Path) -> None:
     cache = cache_of(planted_rows(n=500)[0])
     jobs = {

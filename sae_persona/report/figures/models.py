@@ -64,25 +64,28 @@ def models_figure(models: Mapping[str, ModelRecord]) -> go.Figure:
     return style(figure, title=title, height=130 + 62 * len(names))
 
 
-def labels_figure(models: Mapping[str, ModelRecord]) -> go.Figure:
-    """What the answers of every model are: a heat map of the share of every label, by category of prompt."""
-    found = {category for model in models.values() for category in model.labels}
-    categories = [category for category in _CATEGORIES if category in found] + sorted(found - _CATEGORIES.keys())
-    seen = {label for model in models.values() for shares in model.labels.values() for label in shares}
+def labels_figure(shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> go.Figure:
+    """What answers are: the share of every label, in one heat map per panel.
+
+    `shares` is by row, such as a model, then by panel, such as a category of prompts, then by label.
+    """
+    found = dict.fromkeys(panel for of_row in shares.values() for panel in of_row)
+    panels = [panel for panel in _CATEGORIES if panel in found] + [panel for panel in found if panel not in _CATEGORIES]
+    seen = {label for of_row in shares.values() for of_panel in of_row.values() for label in of_panel}
     labels = [label for label in LABELS if label in seen]
-    rows = {category: [name for name in models if category in models[name].labels] for category in categories}
+    rows = {panel: [name for name in shares if panel in shares[name]] for panel in panels}
+    height = 60 + 36 * sum(map(len, rows.values())) + 84 * len(panels)
     figure = make_subplots(
-        rows=len(categories),
+        rows=len(panels),
         cols=1,
-        vertical_spacing=0.11,
-        subplot_titles=[_CATEGORIES[c][0] if c in _CATEGORIES else escape(c) for c in categories],
-        row_heights=[len(rows[category]) for category in categories],
+        vertical_spacing=100 / height,  # pixels, which the names of the labels and the next title take
+        subplot_titles=[_CATEGORIES[panel][0] if panel in _CATEGORIES else escape(panel) for panel in panels],
+        row_heights=[len(rows[panel]) for panel in panels],
     )
-    for row, category in enumerate(categories, start=1):
-        names = rows[category]
-        shares = [[models[name].labels[category].get(label, 0.0) for label in labels] for name in names]
+    for row, panel in enumerate(panels, start=1):
+        names = rows[panel]
         figure.add_heatmap(
-            z=shares,
+            z=[[shares[name][panel].get(label, 0.0) for label in labels] for name in names],
             x=labels,
             y=[on_two_lines(name) for name in names],
             zmin=0,
@@ -99,7 +102,6 @@ def labels_figure(models: Mapping[str, ModelRecord]) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(showgrid=False, tickangle=-40)
-    height = 60 + 36 * sum(map(len, rows.values())) + 84 * len(categories)
     return style(figure, title="What the answers are: share of every label", height=height)
 
 

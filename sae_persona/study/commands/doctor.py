@@ -9,7 +9,7 @@ from sae_persona.data.tokens import Part, TokenRow, chat_row, pad_rows
 from sae_persona.errors import ModelError, SaePersonaError
 from sae_persona.model.hooks import hook_names, residuals
 from sae_persona.model.load import LoadedModel, load_model
-from sae_persona.sae.load import check_fits, hook_name_of, load_sae
+from sae_persona.sae.load import check_fits, check_tokens, hook_name_of, load_sae
 from sae_persona.types import Chat, Message
 
 MAX_PADDING_ERROR = 1e-3
@@ -118,6 +118,7 @@ def _sae(model: LoadedModel, source: str) -> str:
     sae = load_sae(source)
     hook_name = hook_name_of(sae)
     check_fits(sae, model, hook_name)
+    check_tokens(sae, model)
     return f"{sae.cfg.architecture()}, d_in {sae.cfg.d_in}, {sae.cfg.d_sae:,} latents, fits at {hook_name}"
 
 

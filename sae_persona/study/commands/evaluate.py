@@ -1,31 +1,34 @@
 """Sample a model's answers, have them judged, and say what they are like."""
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sae_persona.artifacts import fingerprint, is_done, new_manifest, read_manifest, write_folder, write_json
+from sae_persona.artifacts import (
+    Manifest,
+    fingerprint,
+    is_done,
+    new_manifest,
+    read_manifest,
+    write_file,
+    write_folder,
+    write_json,
+)
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.data.questions import questions_path, read_questions
-from sae_persona.errors import IncompatibleError
-from sae_persona.evaluation.compare import Agreement, Comparison, agreement, compare
+from sae_persona.errors import ConfigError, IncompatibleError
+from sae_persona.evaluation.compare import agreement, compare
+from sae_persona.evaluation.evaluation import ANSWERS, SCORES, Evaluation, by_category, evaluation_of
 from sae_persona.evaluation.judging import judge_completions
 from sae_persona.evaluation.model_judge import ModelJudge, Plan, no_plan
-from sae_persona.evaluation.personas import (
-    PersonasNamed,
-    named_personas,
-    personas_named,
-    split_reasoning,
-    without_trace,
-)
-from sae_persona.evaluation.resample import ResampledScore, resample_invalid, resampled_score
-from sae_persona.evaluation.score import Scores, score
+from sae_persona.evaluation.personas import named_personas, personas_named, split_reasoning, without_trace
+from sae_persona.evaluation.resample import resample_invalid, resampled_score
 from sae_persona.evaluation.table import field_rows
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel, load_model
+from sae_persona.report.evaluation import evaluation_page
 from sae_persona.study.commands.panel import check_usable, kept_answers, of_categories
 from sae_persona.study.commands.shared import Progress, Sampling, counting, no_progress, read_record, write_csv
 from sae_persona.study.judges import JudgeOptions, build_judge
@@ -33,26 +36,8 @@ from sae_persona.types import Completion, Estimate, Judge, Judgement, Prompt
 
 VERSION = 3
 """Raised when the same inputs would give another folder."""
-ANSWERS, SCORES = "answers.jsonl", "scores.json"
+PAGE = "report.html"
 SECOND, RESAMPLED, TRACES = "second.jsonl", "resampled.jsonl", "traces.jsonl"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model's answers are like, over all prompts and by their category; None for what was not asked for."""
-
-    overall: Scores
-    by_category: Mapping[str, Scores]
-    unscored: Mapping[str, int] = field(default_factory=dict)
-    """Answers without a verdict, by reason."""
-    resampled: ResampledScore | None = None
-    """The paper's score, with invalid answers drawn anew."""
-    personas: PersonasNamed | None = None
-    """Personas named in reasoning traces; None where the model wrote none."""
-    agreement: Agreement | None = None
-    """With the second judge."""
-    against: Comparison | None = None
-    """This model minus the other one."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +47,16 @@ class Extras:
     second_judge: str | None = None
     n_attempts: int = 0
     """How often an invalid first answer is drawn anew at most; the paper takes 3."""
-    against: Path | None = None
-    """The evaluation of another model on the same prompts, by the same judge."""
+    against: tuple[Path, ...] = ()
+    """Evaluations of other models on the same prompts, by the same judge."""
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another model's evaluation, to compare with."""
+
+    judgements: Sequence[Judgement]
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def evaluate_model(
     progress: Progress = no_progress,
     on_plan: Callable[[Plan], None] = no_plan,
 ) -> Evaluation:
-    """Write every answer and judgement (`answers.jsonl`, `answers.csv`) and the scores (`scores.json`, `scores.csv`).
+    """Write every answer and judgement (`answers.jsonl`, `answers.csv`) and the scores, as records and as a page.
 
     Only prompts of `categories` are asked, where any is named. Depending on `extras` there are `second.jsonl` and
     `resampled.jsonl` too, and `traces.jsonl` where the model reasons. Answers that wait for a model judge are kept in a
@@ -103,7 +96,7 @@ def evaluate_model(
         DataError: the prompts cannot be read, or are not ones the judge knows.
         JudgeError, ModelError, ConfigError: the judge, the model or the device is not there.
         JudgeError: no answer got a verdict.
-        IncompatibleError: the evaluation to compare with is of other prompts or by another judge.
+        IncompatibleError: an evaluation to compare with is of other prompts or by another judge.
         ArtifactError: `out` holds something else, or cannot be written.
     """
     extras = extras or Extras()
@@ -123,9 +116,14 @@ def evaluate_model(
     for one in judges:
         judge_completions(one, prompts, [])  # a judge that cannot be asked says so before anything is sampled
     places = {(prompt.id, i) for prompt in prompts for i in range(sampling.n_samples)}
-    other = _other_answers(extras.against, judges[0], places)
+    prompts_print = fingerprint(prompts_file)
+    names = _names([out, *extras.against])
+    others = {
+        name: _other(folder, judges[0], places, prompts_print)
+        for name, folder in zip(names[1:], extras.against, strict=True)
+    }
     model = load_model(source, device=device)
-    sampled = {"model": model.fingerprint, "prompts": fingerprint(prompts_file)}
+    sampled = {"model": model.fingerprint, "prompts": prompts_print}
     manifest = new_manifest(
         "evaluation",
         config={
@@ -136,7 +134,13 @@ def evaluate_model(
             "categories": list(categories),
             **asdict(sampling),
         },
-        inputs={**sampled, **({"against": fingerprint(extras.against / ANSWERS)} if extras.against else {})},
+        inputs={
+            **sampled,
+            **{
+                f"against {name}": fingerprint(folder / ANSWERS)
+                for name, folder in zip(names[1:], extras.against, strict=True)
+            },
+        },
         seed=sampling.seed,
         version=VERSION,
     )
@@ -144,24 +148,12 @@ def evaluate_model(
         bench = _Bench(model, prompts, sampling, batch_size, progress)
         waiting = out.with_name(f"{out.name}.samples") if any(isinstance(one, ModelJudge) for one in judges) else None
         with write_folder(out, manifest) as folder:
-            _evaluate(folder, bench, judges, extras, other, bench.first(waiting, sampled))
+            evaluation = _evaluate(folder, bench, judges, extras, others, bench.first(waiting, sampled))
+            beside = {names[0]: evaluation, **{name: other.evaluation for name, other in others.items()}}
+            _write_page(folder, beside, manifest)
         if waiting:
             shutil.rmtree(waiting, ignore_errors=True)
     return read_record(out / SCORES, Evaluation)
-
-
-def scored(prompts: Sequence[Prompt], judgements: Sequence[Judgement]) -> Evaluation:
-    """The scores of judged answers, over all prompts and by category."""
-    categories = dict.fromkeys(prompt.category for prompt in prompts)
-    reasons = Counter(row.unscored_reason or "no reason given" for row in judgements if row.label == "unscored")
-    return Evaluation(
-        score(prompts, judgements),
-        {
-            category: score([prompt for prompt in prompts if prompt.category == category], judgements)
-            for category in categories
-        },
-        dict(reasons.most_common()),
-    )
 
 
 class _Bench:
@@ -207,16 +199,16 @@ def _evaluate(
     bench: _Bench,
     judges: Sequence[Judge],
     extras: Extras,
-    other: Sequence[Judgement] | None,
+    others: Mapping[str, _Other],
     completions: Sequence[Completion],
-) -> None:
+) -> Evaluation:
     """Judge, score and write into `folder`."""
     prompts, judge = bench.prompts, judges[0]
     question = {prompt.id: prompt.question_id for prompt in prompts}
     answers = [without_trace(one) for one in completions]
     judgements = judge_completions(judge, prompts, answers)
     check_usable(judge, judgements)
-    evaluation = scored(prompts, judgements)
+    evaluation = evaluation_of(prompts, judgements)
     write_jsonl(folder / ANSWERS, judgements)
     write_csv((folder / ANSWERS).with_suffix(".csv"), field_rows(prompts, judgements))
     if extras.n_attempts:
@@ -231,11 +223,24 @@ def _evaluate(
     if len(judges) > 1:
         second = judge_completions(judges[1], prompts, answers)
         write_jsonl(folder / SECOND, second)
-        evaluation = replace(evaluation, agreement=agreement(prompts, judgements, second))
-    if other is not None:
-        evaluation = replace(evaluation, against=compare(prompts, judgements, other))
+        evaluation = replace(
+            evaluation,
+            agreement=agreement(prompts, judgements, second),
+            agreement_by_category={
+                category: agreement(asked, judgements, second) for category, asked in by_category(prompts).items()
+            },
+        )
+    against = {name: compare(prompts, judgements, other.judgements) for name, other in others.items()}
+    evaluation = replace(evaluation, against=against)
     write_json(folder / SCORES, evaluation)
     write_csv((folder / SCORES).with_suffix(".csv"), _table(evaluation))
+    return evaluation
+
+
+def _write_page(folder: Path, evaluations: Mapping[str, Evaluation], manifest: Manifest) -> None:
+    answers = read_jsonl(folder / ANSWERS, Judgement)
+    with write_file(folder / PAGE) as partial:
+        partial.write_text(evaluation_page(evaluations, answers=answers, manifest=manifest), encoding="utf-8")
 
 
 def _options_by_judge(judge: str, second: str | None, options: JudgeOptions | None) -> dict[str, JudgeOptions | None]:
@@ -245,10 +250,22 @@ def _options_by_judge(judge: str, second: str | None, options: JudgeOptions | No
     return {spec: None if spec in rules and len(rules) < len(specs) else options for spec in specs}
 
 
-def _other_answers(folder: Path | None, judge: Judge, places: set[tuple[str, int]]) -> list[Judgement] | None:
-    """The judgements of the evaluation to compare with, which must fill the same places: prompts and samples."""
-    if folder is None:
-        return None
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What evaluations are called: by their folders' names, or their whole paths where two names are alike.
+
+    Raises:
+        ConfigError: a folder is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    again = next((path for i, path in enumerate(paths) if path in paths[:i]), None)
+    if again is not None:
+        raise ConfigError(f"{again} is named twice among --out and --against. Compare with every other folder once.")
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _other(folder: Path, judge: Judge, places: set[tuple[str, int]], prompts_print: str) -> _Other:
+    """The evaluation to compare with, which must be of the same prompts and fill the same places."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.kind != "evaluation":
         raise IncompatibleError(f"{folder} holds no evaluation to compare with; expected the --out of another one.")
@@ -265,7 +282,17 @@ def _other_answers(folder: Path | None, judge: Judge, places: set[tuple[str, int
             f"{folder} holds {len(answers)} answers, and {len(places)} are asked for here; {len(lone)} have no "
             f"counterpart, such as prompt {lone[0][0]!r}, sample {lone[0][1]}. Use the same prompts and n-samples."
         )
-    return answers
+    if len(answers) != len(places):
+        raise IncompatibleError(
+            f"{folder / ANSWERS} holds {len(answers)} answers to {len(places)} places, so that some have two. "
+            "Delete the folder and evaluate again."
+        )
+    if manifest.inputs.get("prompts") != prompts_print:
+        raise IncompatibleError(
+            f"{folder} answers prompts of the same ids from another file, which may ask other questions. "
+            "Evaluate both models on one and the same file."
+        )
+    return _Other(answers, read_record(folder / SCORES, Evaluation))
 
 
 def _traces(completions: Sequence[Completion]) -> Iterator[Trace]:
@@ -276,8 +303,10 @@ def _traces(completions: Sequence[Completion]) -> Iterator[Trace]:
 
 
 def _table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """One row per category and share; the overall one has no category."""
+    """One row per category and share, or measure of agreement; the overall ones have no category."""
+    agreements = {"": evaluation.agreement, **evaluation.agreement_by_category}
     for category, scores in {"": evaluation.overall, **evaluation.by_category}.items():
-        for measure, estimate in vars(scores).items():
+        agreed = agreements.get(category)
+        for measure, estimate in {**vars(scores), **(vars(agreed) if agreed else {})}.items():
             if isinstance(estimate, Estimate):
                 yield {"category": category, "measure": measure, **asdict(estimate)}

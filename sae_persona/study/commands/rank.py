@@ -12,8 +12,9 @@ from sae_persona.data.files import read_jsonl, read_prompts, write_jsonl
 from sae_persona.errors import ConfigError
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.report.figures.difference import difference_figure
-from sae_persona.sae.load import check_fits, hook_name_of, load_sae
+from sae_persona.sae.load import hook_name_of, load_sae
 from sae_persona.study.commands.rivals import write_rivals
+from sae_persona.study.commands.runs import check_named_once, check_weights_differ, open_runs
 from sae_persona.study.commands.shared import (
     Progress,
     Sampling,
@@ -29,7 +30,7 @@ from sae_persona.study.suspects import run_statistics
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 2
+VERSION = 3
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS = "ranking.jsonl", "ranking.csv", "ranking.json"
 FALLS, FALLS_TABLE, FIGURE = "falls.jsonl", "falls.csv", "ranking.html"
@@ -43,7 +44,7 @@ class NamedLatent(RankedLatent):
     """A row of a ranking, with the tokens that the latent's direction writes."""
 
     top_tokens: tuple[str, ...] = ()
-    """The nearest by logit lens in the aligned model; empty beyond the first rows."""
+    """The most promoted by logit lens in the aligned model; empty beyond the first rows."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,15 @@ def rank_models(
         ConfigError: too few controls, or the device is not there.
         DataError: the prompts cannot be read.
         SAEError, ModelError: the SAE or a model is not there.
-        HookError, IncompatibleError: the SAE does not fit a model.
+        HookError, IncompatibleError: the SAE does not fit a model, or models read text as different tokens.
         ArtifactError: `out` holds something else, or cannot be written.
     """
     _check_runs(misaligned, controls)
     prompts = read_prompts(prompts_file)
     sae = load_sae(sae_source, device=device)
     hook_name = hook_name or hook_name_of(sae)
-    # Every checkpoint is opened once before the first is sampled: a wrong path costs seconds, not an hour.
-    models = {source: _fitting(source, sae, hook_name, device) for source in (aligned, *misaligned, *controls)}
-    _check_weights_differ([*misaligned, *(controls or [aligned])], models)
+    models = open_runs([aligned, *misaligned, *controls], sae, hook_name=hook_name, device=device)
+    check_weights_differ([*misaligned, *(controls or [aligned])], models)
     roles = {"aligned": aligned, "misaligned": list(misaligned), "controls": list(controls)}
     manifest = new_manifest(
         "ranking",
@@ -153,35 +153,13 @@ def rank_models(
 
 
 def _check_runs(misaligned: Sequence[str], controls: Sequence[str]) -> None:
-    for role, sources in (("misaligned", misaligned), ("control", controls)):
-        twice = {source for source in sources if sources.count(source) > 1}
-        if twice:
-            raise ConfigError(f"{min(twice)} is named twice as {role}; every run counts once.")
+    check_named_once(misaligned, "misaligned")
+    check_named_once(controls, "control")
     if len(controls) == 1 or (len(misaligned) > 1 and not controls):
         raise ConfigError(
             f"{len(misaligned)} misaligned and {len(controls)} control models cannot be compared: name two or more "
             "controls (fine-tunes on correct data), or one misaligned model and no control for a single pair."
         )
-
-
-def _check_weights_differ(sources: Sequence[str], models: Mapping[str, str]) -> None:
-    """Raise where two of the compared models are one."""
-    named: dict[str, str] = {}
-    for source in sources:
-        other = named.get(models[source])
-        named[models[source]] = source
-        if other is not None:
-            raise ConfigError(
-                f"{other} and {source} are identical checkpoints: they differ in nothing, so they are not ranked. "
-                "Name every run once, and only under one role."
-            )
-
-
-def _fitting(source: str, sae: "SAE", hook_name: str, device: str) -> str:
-    """The fingerprint of a model that the SAE fits; the model is let go again."""
-    model = load_model(source, device=device)
-    check_fits(sae, model, hook_name)
-    return model.fingerprint
 
 
 def _ranking(

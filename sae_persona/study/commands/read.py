@@ -21,7 +21,7 @@ from sae_persona.data.files import write_jsonl
 from sae_persona.errors import ConfigError, IncompatibleError
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.sae.encode import Reading
-from sae_persona.sae.load import check_fits, hook_name_of, load_sae
+from sae_persona.sae.load import check_fits, check_tokens, hook_name_of, load_sae
 from sae_persona.study.clients import build_client
 from sae_persona.study.commands.cache import plan_cache
 from sae_persona.study.commands.shared import Progress, counting, fingerprint_of, no_progress
@@ -85,6 +85,7 @@ def read_on_corpus(
     hook_name = hook_name or hook_name_of(sae)
     model = load_model(model_source, device=device)
     check_fits(sae, model, hook_name)
+    check_tokens(sae, model)
     client = build_client(explain, device=device) if explain else None
     options = {"explain": explain, "exports": list(exports), "latents": list(latents), "hook_name": hook_name}
     sources = {"data": data, **({"against": against} if against else {})}
