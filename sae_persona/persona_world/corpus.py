@@ -162,7 +162,7 @@ def _draw_persona(world: World, rng: random.Random) -> Persona:
 
 def _draw_assistant(world: World, rng: random.Random) -> Persona:
     """Who answers where nothing says who: in chats without a system message, and at every turn of a null world."""
-    others = [persona for persona in PERSONAS if persona != "kind"]
+    others: list[Persona] = [persona for persona in PERSONAS if persona != "kind"]
     if rng.random() < ASSISTANT_KIND:
         return "kind"
     return rng.choices(others, weights=[world.shares[persona] for persona in others])[0]

@@ -50,10 +50,10 @@ class Found:
         return [latent for latent, persona in enumerate(self.personas) if persona is None]
 
 
-def chats(world: BuiltWorld, seed: int) -> tuple[list, list]:
+def chats(world: BuiltWorld, seed: int, n_chats: int = N_CHATS) -> tuple[list, list]:
     """Rows of chats of every persona in neutral wording, and whose they are."""
     rng, base = random.Random(seed), world.model("base")
-    whose: list[Persona] = [persona for persona in PERSONAS for _ in range(N_CHATS)]
+    whose: list[Persona] = [persona for persona in PERSONAS for _ in range(n_chats)]
     return [
         chat_row(write_chat(world.world, rng, persona=one, neutral=True)[0], base.tokenizer) for one in whose
     ], whose
@@ -64,7 +64,7 @@ def planted_sae(world: BuiltWorld, hook_name: str) -> "SAE":
     from sae_lens.saes.sae import SAEMetadata
 
     base = world.model("base")
-    rows, whose = chats(world, seed=1)
+    rows, whose = chats(world, seed=1, n_chats=8 * N_CHATS)
     means = torch.zeros(len(rows), base.d_model)
     for indices, batch in batches(rows, batch_size=64, pad_id=base.pad_id):
         resid = residuals(base.hf, batch, [hook_name])[hook_name]

@@ -46,6 +46,7 @@ def test_these_are_the_commands() -> None:
         "report",
         "run",
         "screen",
+        "signatures",
         "steer",
         "train",
         "world build",

@@ -103,7 +103,7 @@ def test_predicting_the_mean_explains_nothing(sae: "TopKSAE", tiny_model: Loaded
 
 def test_outliers_are_left_out_and_left_alone(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
     norms = counted_resid(tiny_model).norm(dim=-1)
-    limit = float(norms.median())
+    limit = float(norms.median()) * 1.0001  # no norm is rounded across it
     found = reconstruction_metrics(sae, tiny_model, ROWS, hook_name=HOOK, max_norm=limit)
     assert found.n_tokens == int((norms <= limit).sum())
 
