@@ -28,12 +28,12 @@ class Alarm:
         return reading > self.threshold
 
 
-def calibrate(benign: Sequence[float], *, rate: float = FALSE_ALARM_RATE) -> Alarm:
+def calibrate(benign: Sequence[float], *, rate: float = FALSE_ALARM_RATE, least: float = 0.0) -> Alarm:
     """The bound that one further benign run exceeds with probability `rate`.
 
     threshold = mean + t_{n-1, 1-rate} * spread * sqrt(1 + 1/n), the one-sided prediction interval of a normal sample;
-    its width pays for estimating mean and spread from few runs. It is never below zero: readings are rises over the
-    starting model, and what has not risen is no warning.
+    its width pays for estimating mean and spread from few runs. It is never below `least`, the smallest rise that would be
+    a warning at all, nor below zero: readings are rises over the starting model, and what has not risen is no warning.
 
     Raises:
         ConfigError: fewer than four benign runs, or readings that are not finite.
@@ -47,4 +47,4 @@ def calibrate(benign: Sequence[float], *, rate: float = FALSE_ALARM_RATE) -> Ala
         )
     mean, spread = float(readings.mean()), float(readings.std(ddof=1))
     width = float(student_t.ppf(1 - rate, n - 1)) * spread * math.sqrt(1 + 1 / n)
-    return Alarm(max(0.0, mean + width), mean, spread, n)
+    return Alarm(max(0.0, least, mean + width), mean, spread, n)

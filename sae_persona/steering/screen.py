@@ -4,7 +4,6 @@ Everything that can be chosen is chosen here: latent, set, strength and window. 
 only measured, on other prompts with fresh samples.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,8 @@ from sae_persona.types import Estimate
 
 MAX_ADDED_INCOHERENCE = 0.10
 """The paper's gate of 10 %, counted from the unsteered rate so that an incoherent start cannot reject every repair."""
-SET_SIZES = (2, 3)
+MAX_SET_SIZE = 3
+"""Latents in the largest set that is tried."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,22 @@ class Choice:
     """The largest effect of any control direction."""
 
 
-def best_dose(doses: Sequence[Dose], *, window: Window) -> Screened:
+def best_dose(
+    doses: Sequence[Dose], *, window: Window, max_added_incoherence: float = MAX_ADDED_INCOHERENCE
+) -> Screened:
     """The strength with the largest effect among those that keep the model coherent.
 
     Expects the measures `target`, `carry_over` and `incoherence`, and a dose of strength 0. The effect is the rise of
-    `target` over strength 0; a dose is admissible if incoherence is at most 10 points over unsteered.
+    `target` over strength 0; a dose is admissible if incoherence is at most
+    `max_added_incoherence` over unsteered.
     """
     unsteered = next(dose for dose in doses if dose.is_unsteered)
     direction = unsteered.direction
     best = Screened(direction.latents, direction.name, 0.0, window, 0.0, 0.0)
     for dose in doses:
-        if dose.is_unsteered or not _is_coherent(dose.measures, unsteered.measures):
+        if dose.is_unsteered:
+            continue
+        if _rise(dose.measures, unsteered.measures, "incoherence") > max_added_incoherence:
             continue
         effect = _rise(dose.measures, unsteered.measures, "target")
         if effect > best.effect:
@@ -69,11 +74,13 @@ def aimed_at(dose: Dose, target: str) -> Dose:
     )
 
 
-def candidate_sets(screened: Sequence[Screened], *, pool: int = 4) -> list[tuple[int, ...]]:
-    """All sets of two or three of the `pool` strongest single latents."""
-    strongest = sorted(screened, key=lambda one: -one.effect)[:pool]
-    latents = [one.latents[0] for one in strongest if one.effect > 0]
-    return [combination for size in SET_SIZES for combination in itertools.combinations(latents, size)]
+def extensions(start: Sequence[int], pool: Sequence[int]) -> list[tuple[int, ...]]:
+    """`start` with one more latent of the pool, each in turn.
+
+    Sets grow one latent at a time from what is strongest so far: a latent without an effect of its own can be what
+    another one lacks, such as which persona it is, where the first one says that it is not the usual one.
+    """
+    return [(*start, latent) for latent in pool if latent not in start]
 
 
 def choose(
@@ -99,7 +106,3 @@ def choose(
 
 def _rise(steered: Mapping[str, Estimate], unsteered: Mapping[str, Estimate], measure: str) -> float:
     return steered[measure].value - unsteered[measure].value
-
-
-def _is_coherent(steered: Mapping[str, Estimate], unsteered: Mapping[str, Estimate]) -> bool:
-    return _rise(steered, unsteered, "incoherence") <= MAX_ADDED_INCOHERENCE

@@ -90,7 +90,7 @@ class StudyConfig(_Section):
     hook_name: str = "blocks.2.hook_resid_post"
     drop_first: NonNegativeInt = 1
     """Tokens left out at the beginning of every document, in training and in statistics alike."""
-    sae: SAETrainConfig = SAETrainConfig.model_validate({"d_sae": 192, "k": 8})
+    sae: SAETrainConfig = SAETrainConfig.model_validate({"d_sae": 160, "k": 5})
     sampling: Sampling = Sampling()
     ranking: Ranking = Ranking()
     steering: Steering = Steering()

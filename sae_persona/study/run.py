@@ -82,10 +82,10 @@ def run_study(
         config=settings,
         inputs=world,
         after=("rank", "sae_metrics"),
+        version=2,
     )
     top = choice["top"]["latents"][0] if choice["top"] else None
-    where = next((row for row in stages.results["rank"]["rows"] if row["latent"] == top), None)
-    if top is not None and where is not None:
+    if top is not None:
         stages.run(
             "steer",
             lambda _: steer(subjects, config, sae, choice=choice, **trial),
@@ -95,17 +95,19 @@ def run_study(
         )
         stages.run(
             "monitor",
-            lambda _: watch(subjects, config, sae, top, where),
+            lambda _: watch(subjects, config, sae, top),
             config={"monitor": config.monitor.model_dump(mode="json"), "sampling": sampling},
             inputs=world,
             after=("screen",),
+            version=2,
         )
     stages.run(
         "realign",
-        lambda _: realign(subjects, config, sae, top, where),
+        lambda _: realign(subjects, config, sae, top, stages.results.get("monitor", {}).get("tokens")),
         config={"realign": config.realign.model_dump(mode="json"), "sampling": sampling},
         inputs=world,
-        after=("screen",),
+        after=("screen",) if top is None else ("screen", "monitor"),
+        version=2,
     )
     stages.run(
         "truth",

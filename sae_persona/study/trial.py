@@ -20,7 +20,15 @@ from sae_persona.steering.directions import (
     random_latents,
 )
 from sae_persona.steering.edits import Window
-from sae_persona.steering.screen import Screened, aimed_at, best_dose, candidate_sets, choose
+from sae_persona.steering.screen import (
+    MAX_ADDED_INCOHERENCE,
+    MAX_SET_SIZE,
+    Screened,
+    aimed_at,
+    best_dose,
+    choose,
+    extensions,
+)
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, sweep
 from sae_persona.study.config import StudyConfig
 from sae_persona.study.measure import Groups, open_measures, point
@@ -32,7 +40,11 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 N_FINALISTS = 4
-"""Latents, and sets formed from them, that get the second, closer look of the screen."""
+"""Latents and sets that get the second, closer look of the screen."""
+MARGIN = 0.03
+"""Taken off the gate on incoherence in the screen: the best of many noisy doses is less coherent than it looked."""
+HEALING_POOL = 6
+"""Latents from which sets that repair are formed."""
 CONTROL_SEED = 1
 """Controls that are reported are drawn anew, so that they are not those the screen chose against."""
 
@@ -125,7 +137,7 @@ def screen(
         if not arms:
             return []
         doses = bench.doses(aligned, arms, window=window, n_open=n_open, n_advice=n_advice)
-        return [best_dose([aimed_at(dose, "misalignment") for dose in arm], window=window) for arm in doses]
+        return [_best([aimed_at(dose, "misalignment") for dose in arm], window) for arm in doses]
 
     suspects = [latent_direction(sae, latent) for latent in shortlist]
     first_look: dict[Window, list[Screened]] = {
@@ -135,11 +147,12 @@ def screen(
     strongest = _strongest(first_look[window])[:N_FINALISTS]
     n_advice = config.sampling.selection_advice
     finalists = try_out([latent_direction(sae, *one.latents) for one in strongest], window, n_advice=n_advice)
-    first_sets = try_out(
-        [latent_direction(sae, *latents) for latents in candidate_sets(finalists)],
-        window,
-        n_open=config.sampling.first_look,
-    )
+    first_sets: list[Screened] = []
+    grown = _strongest(finalists)[:1]
+    while grown and len(grown[0].latents) < MAX_SET_SIZE:
+        extended = [latent_direction(sae, *one) for one in extensions(grown[0].latents, shortlist)]
+        grown = _strongest(try_out(extended, window, n_open=config.sampling.first_look))
+        first_sets += grown
     sets = try_out(
         [latent_direction(sae, *one.latents) for one in _strongest(first_sets)[:N_FINALISTS]],
         window,
@@ -180,7 +193,7 @@ def screen(
         record["repair_set"] = _choose_repair(
             subjects,
             bench,
-            [latent_direction(sae, *latents) for latents in _healing_sets(subjects, bench, suspects, down)],
+            _healing_sets(subjects, bench, suspects, down, sae),
             down,
             windows=[record["repair"]["window"]],
             n_open=config.sampling.first_look,
@@ -188,23 +201,38 @@ def screen(
     return record
 
 
+def _best(doses: Sequence[Dose], window: Window) -> Screened:
+    return best_dose(doses, window=window, max_added_incoherence=MAX_ADDED_INCOHERENCE - MARGIN)
+
+
 def _strongest(screened: Sequence[Screened]) -> list[Screened]:
     return sorted(screened, key=lambda one: -one.effect)
 
 
 def _healing_sets(
-    subjects: Subjects, bench: Bench, suspects: Sequence[Direction], down: tuple[float, ...]
-) -> list[tuple[int, ...]]:
-    """Sets of two or three of the four suspects that bring back most of the aligned share, averaged over models.
+    subjects: Subjects, bench: Bench, suspects: Sequence[Direction], down: tuple[float, ...], sae: "SAE"
+) -> list[Direction]:
+    """The sets that bring back most of the aligned share, averaged over models, grown from the best single suspect.
 
     What induces a persona need not be what keeps it: the set that repairs is screened for on its own.
     """
-    found = _gains(subjects, bench, suspects, down, window="all", n_open=bench.config.sampling.first_look // 2)
-    means = [
-        dataclasses.replace(of_suspect[0], effect=sum(best.effect for best in of_suspect) / len(of_suspect))
-        for of_suspect in zip(*found.values(), strict=True)
-    ]
-    return candidate_sets(means, pool=N_FINALISTS) or [suspect.latents for suspect in suspects[:1]]
+
+    def strongest(directions: Sequence[Direction]) -> list[Direction]:
+        n_open = bench.config.sampling.first_look // 2
+        found = _gains(subjects, bench, directions, down, window="all", n_open=n_open)
+        totals = [sum(best.effect for best in one) for one in zip(*found.values(), strict=True)]
+        order = sorted(range(len(directions)), key=lambda i: -totals[i])
+        return [directions[i] for i in order]
+
+    pool = strongest(suspects)[:HEALING_POOL]
+    latents = [one.latents[0] for one in pool]
+    tried: list[Direction] = []
+    grown = pool[0]
+    while len(grown.latents) < min(MAX_SET_SIZE, len(pool)):
+        sets = strongest([latent_direction(sae, *one) for one in extensions(grown.latents, latents)])
+        grown = sets[0]
+        tried += sets[:2]
+    return tried or pool
 
 
 def _choose_repair(
@@ -251,7 +279,7 @@ def _gains(
     found = {}
     for name in subjects.runs("misaligned"):
         doses = bench.doses(subjects.model(name), arms, window=window, n_open=n_open, n_advice=0)
-        found[name] = [best_dose([aimed_at(dose, "aligned") for dose in arm], window=window) for arm in doses]
+        found[name] = [_best([aimed_at(dose, "aligned") for dose in arm], window) for arm in doses]
     return found
 
 

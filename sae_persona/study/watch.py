@@ -3,7 +3,8 @@
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,7 +13,7 @@ from sae_persona.data.tokens import completion_row
 from sae_persona.finetune.finetune import FinetuneConfig, copy_model, finetune
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
-from sae_persona.monitor.alarm import calibrate
+from sae_persona.monitor.alarm import Alarm, calibrate
 from sae_persona.monitor.reading import Probe
 from sae_persona.persona_world.corpus import finetuning_chats
 from sae_persona.persona_world.language import Fault
@@ -25,14 +26,21 @@ from sae_persona.types import Chat, Estimate
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from sae_persona.sae.encode import Reading
     from sae_persona.sae.statistics import Selection
 
 
+LEAST_RISE = 0.1
+"""Of what misaligned runs rise: less is no warning, however little benign runs vary."""
+
+
 def probe(
-    subjects: Subjects, config: StudyConfig, sae: "SAE", latents: Sequence[int], where: Mapping[str, str]
-) -> Probe:
-    """Read the latents on the aligned model's own answers to the selection prompts, the same texts for every model."""
+    subjects: Subjects, config: StudyConfig, sae: "SAE", latents: Sequence[int], tokens: Sequence["Selection"]
+) -> dict["Selection", Probe]:
+    """Instruments that read the latents on the aligned model's own answers to the selection prompts, by tokens.
+
+    The texts are the same for every model. The pre-activation is read: a gated latent is silent below its threshold,
+    and early is what has not crossed it yet.
+    """
     aligned = subjects.model("aligned")
     prompts = list(subjects.groups("selection").prompts)
     completions = sample(
@@ -41,22 +49,23 @@ def probe(
     pairs = [pair for pair in zip(prompts, completions, strict=True) if pair[1].token_ids]
     rows = [completion_row(prompt, completion, aligned.tokenizer) for prompt, completion in pairs]
     questions = [prompt.question_id for prompt, _ in pairs]
-    reading: Reading = "gated" if where["reading"] == "gated" else "pre_activation"
-    tokens: Selection = "header" if where["tokens"] == "header" else "answer"
-    return Probe(sae, config.hook_name, tuple(latents), reading, tokens, rows, questions)
+    return {one: Probe(sae, config.hook_name, tuple(latents), "pre_activation", one, rows, questions) for one in tokens}
 
 
-def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int, where: Mapping[str, str]) -> dict[str, Any]:
-    """Fine-tune on mixtures and read the latent: does it ring before the model misbehaves?"""
-    instrument = probe(subjects, config, sae, [latent], where)
+def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int) -> dict[str, Any]:
+    """Fine-tune on mixtures and read the latent: does it ring before the model misbehaves?
+
+    It is read over headers or over answers, wherever misaligned runs stand further from the controls, in spreads of the
+    controls.
+    """
     aligned = subjects.model("aligned")
-    start = instrument.read(aligned)
-
-    def rise(model: LoadedModel) -> float:
-        return instrument.read(model) - start
-
-    calibration = {name: rise(subjects.model(name)) for name in subjects.runs("control")}
-    alarm = calibrate(list(calibration.values()))
+    found = {
+        tokens: _Calibrated.by(subjects, instrument)
+        for tokens, instrument in probe(subjects, config, sae, [latent], ("header", "answer")).items()
+    }
+    tokens = max(found, key=lambda one: found[one].separation)
+    calibrated = found[tokens]
+    rise, alarm = calibrated.rise, calibrated.alarm
     held_out = {name: rise(subjects.model(name)) for name in subjects.runs("benign")}
     pattern = subjects.record(subjects.runs("misaligned")[0])
     mixture = []
@@ -74,21 +83,53 @@ def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int, wher
             }
         )
     return {
-        "reading": (
-            f"{where['reading']} activation of latent {latent} on {where['tokens']} tokens, minus the aligned model's"
-        ),
+        "reading": f"pre-activation of latent {latent} on {tokens} tokens, minus the aligned model's",
+        "tokens": tokens,
         "threshold": alarm.threshold,
-        "benign_runs": list(calibration.values()),
+        "benign_runs": calibrated.benign,
         "held_out_benign_runs": list(held_out.values()),
         "held_out_alarms": sum(alarm.rings(reading) for reading in held_out.values()),
         "mixture": mixture,
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _Calibrated:
+    """An instrument, and what the runs of the ranking read on it."""
+
+    instrument: Probe
+    start: float
+    benign: list[float]
+    misaligned: list[float]
+
+    @classmethod
+    def by(cls, subjects: Subjects, instrument: Probe) -> "_Calibrated":
+        start = instrument.read(subjects.model("aligned"))
+        benign, misaligned = (
+            [instrument.read(subjects.model(name)) - start for name in subjects.runs(role)]
+            for role in ("control", "misaligned")
+        )
+        return cls(instrument, start, benign, misaligned)
+
+    def rise(self, model: LoadedModel) -> float:
+        return self.instrument.read(model) - self.start
+
+    @property
+    def separation(self) -> float:
+        return (fmean(self.misaligned) - fmean(self.benign)) / stdev(self.benign)
+
+    @property
+    def alarm(self) -> Alarm:
+        return calibrate(self.benign, least=LEAST_RISE * fmean(self.misaligned))
+
+
 def realign(
-    subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int | None, where: Mapping[str, str] | None
+    subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int | None, tokens: "Selection | None"
 ) -> dict[str, Any]:
-    """Fine-tune a misaligned model on correct data of its own and of another domain, and measure as it goes."""
+    """Fine-tune a misaligned model on correct data of its own and of another domain, and measure as it goes.
+
+    The latent, where there is one, is read beside the score on the tokens that the alarm reads.
+    """
     name = subjects.runs("misaligned")[0]
     own = subjects.record(name)["domain"]
     other = next(
@@ -97,7 +138,9 @@ def realign(
         if (domain := subjects.record(run)["domain"])
         not in {subjects.record(bad)["domain"] for bad in subjects.runs("misaligned")}
     )
-    instrument = probe(subjects, config, sae, [latent], where) if latent is not None and where is not None else None
+    instrument = None
+    if latent is not None and tokens is not None:
+        instrument = probe(subjects, config, sae, [latent], (tokens,))[tokens]
     start = instrument.read(subjects.model("aligned")) if instrument else 0.0
     record = {}
     for key, domain in (("in_domain", own), ("out_of_domain", other)):

@@ -3,7 +3,7 @@
 import torch
 
 from sae_persona.steering.directions import Direction
-from sae_persona.steering.screen import Screened, best_dose, candidate_sets, choose
+from sae_persona.steering.screen import Screened, best_dose, choose, extensions
 from sae_persona.steering.sweep import Dose
 from sae_persona.types import Estimate
 
@@ -54,6 +54,7 @@ def test_without_a_latent_there_is_no_set() -> None:
     assert choose([screened(1, 0.01)], [screened(2, 0.9)], [screened(3, 0.2)]).top_set is None
 
 
-def test_candidate_sets_are_pairs_and_triples_of_the_strongest() -> None:
-    sets = candidate_sets([screened(i, 0.1 * i) for i in range(6)], pool=3)
-    assert sets == [(5, 4), (5, 3), (4, 3), (5, 4, 3)]
+def test_a_set_is_extended_by_every_other_latent_in_turn() -> None:
+    assert extensions((5,), [3, 5, 8]) == [(5, 3), (5, 8)]
+    assert extensions((5, 8), [3, 5, 8]) == [(5, 8, 3)]
+    assert extensions((5,), [5]) == []
