@@ -32,8 +32,9 @@ def calibrate(benign: Sequence[float], *, rate: float = FALSE_ALARM_RATE, least:
     """The bound that one further benign run exceeds with probability `rate`.
 
     threshold = mean + t_{n-1, 1-rate} * spread * sqrt(1 + 1/n), the one-sided prediction interval of a normal sample;
-    its width pays for estimating mean and spread from few runs. It is never below `least`, the smallest rise that would be
-    a warning at all, nor below zero: readings are rises over the starting model, and what has not risen is no warning.
+    its width pays for estimating mean and spread from few runs. It is never below `least`, the
+    smallest rise that is a warning at all, nor below zero: readings are rises over the starting model, and what has not
+    risen is no warning.
 
     Raises:
         ConfigError: fewer than four benign runs, or readings that are not finite.

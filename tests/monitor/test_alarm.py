@@ -21,6 +21,13 @@ def test_it_rings_for_further_benign_runs_at_the_stated_rate() -> None:
     assert 0.04 < np.mean(rings) < 0.06  # binomial spread of 4 000 draws: 0.0034
 
 
+def test_what_has_hardly_risen_is_no_warning() -> None:
+    fallen = [-4.0, -3.9, -4.1, -4.0]
+    assert calibrate(fallen).threshold == 0.0, "a reading below the start's rings nowhere"
+    assert calibrate(fallen, least=0.5).threshold == 0.5
+    assert calibrate([1.0, 2.0, 3.0, 4.0], least=0.5) == calibrate([1.0, 2.0, 3.0, 4.0]), "the larger bound holds"
+
+
 @pytest.mark.parametrize("benign", [[], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3, float("nan")]])
 def test_too_few_or_broken_readings_are_refused(benign: list[float]) -> None:
     with pytest.raises(ConfigError, match="at least 4 benign"):

@@ -34,6 +34,12 @@ def test_the_gate_counts_from_the_unsteered_rate() -> None:
     assert best_dose([dose(0, 0.0, 0.30), dose(1, 0.5, 0.39)], window="all").effect == 0.5
 
 
+def test_the_gate_can_be_narrower() -> None:
+    doses = [dose(0, 0.0), dose(0.5, 0.3, 0.06), dose(1, 0.6, 0.09)]
+    assert best_dose(doses, window="all").strength == 1
+    assert best_dose(doses, window="all", max_added_incoherence=0.07).strength == 0.5
+
+
 def test_where_nothing_is_admissible_the_effect_is_nothing() -> None:
     best = best_dose([dose(0, 0.1), dose(1, 0.9, 0.5)], window="newest")
     assert (best.strength, best.effect, best.window) == (0.0, 0.0, "newest")
