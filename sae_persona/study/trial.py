@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 N_FINALISTS = 4
 """Latents and sets that get the second, closer look of the screen."""
 MARGIN = 0.03
-"""Taken off the gate on incoherence in the screen: the best of many noisy doses is less coherent than it looked."""
+"""Taken off the gate on incoherence where what induces is chosen: the best of many noisy doses is less coherent than it
+looked. What repairs needs strong doses and is chosen among few."""
 HEALING_POOL = 6
 """Latents from which sets that repair are formed."""
 CONTROL_SEED = 1
@@ -137,7 +138,11 @@ def screen(
         if not arms:
             return []
         doses = bench.doses(aligned, arms, window=window, n_open=n_open, n_advice=n_advice)
-        return [_best([aimed_at(dose, "misalignment") for dose in arm], window) for arm in doses]
+        gate = MAX_ADDED_INCOHERENCE - MARGIN
+        return [
+            best_dose([aimed_at(dose, "misalignment") for dose in arm], window=window, max_added_incoherence=gate)
+            for arm in doses
+        ]
 
     suspects = [latent_direction(sae, latent) for latent in shortlist]
     first_look: dict[Window, list[Screened]] = {
@@ -199,10 +204,6 @@ def screen(
             n_open=config.sampling.first_look,
         )
     return record
-
-
-def _best(doses: Sequence[Dose], window: Window) -> Screened:
-    return best_dose(doses, window=window, max_added_incoherence=MAX_ADDED_INCOHERENCE - MARGIN)
 
 
 def _strongest(screened: Sequence[Screened]) -> list[Screened]:
@@ -279,7 +280,7 @@ def _gains(
     found = {}
     for name in subjects.runs("misaligned"):
         doses = bench.doses(subjects.model(name), arms, window=window, n_open=n_open, n_advice=0)
-        found[name] = [_best([aimed_at(dose, "aligned") for dose in arm], window) for arm in doses]
+        found[name] = [best_dose([aimed_at(dose, "aligned") for dose in arm], window=window) for arm in doses]
     return found
 
 
