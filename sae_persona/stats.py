@@ -73,22 +73,32 @@ def paired_difference(
 ) -> Estimate:
     """The share of hits after minus before, where both hold the same prompts and samples in the same order.
 
-    The difference is `share(became a hit) - share(ceased to be one)`. Each share has its `clustered_share` interval,
-    and the two are combined as `low = value - sqrt((up - up_low)^2 + (down_high - down)^2)`, and likewise above, so
-    that the interval keeps its width where nothing changed.
+    The difference is `share(became a hit) - share(ceased to be one)`. The interval is the wider of two:
+
+    - each share's `clustered_share` interval, combined as `low = value - sqrt((up - up_low)^2 + (down_high - down)^2)`
+      and likewise above, which keeps its width where nothing changed. It takes the two shares for uncorrelated. Where
+      some questions rise and others fall they are not: the more of a question's answers became hits, the fewer ceased
+      to be, and the variance of the difference exceeds the sum of theirs by twice that covariance;
+    - `value ± t SE` of the answers' own differences, clustered by question (as in `estimate_mean`), which holds the
+      covariance, but has no width where all questions move alike.
 
     Raises:
         DataError: there are no answers, or not one question per answer.
 
-    Source: Zou and Donner 2008 (MOVER).
+    Source: Zou and Donner 2008 (MOVER, for uncorrelated estimates); Student's t over clusters as in `estimate_mean`.
     """
     up = clustered_share(after & ~before, questions, seed=seed, n_boot=n_boot)
     down = clustered_share(before & ~after, questions, seed=seed, n_boot=n_boot)
     value = up.value - down.value
+    low = value - float(np.hypot(up.value - up.low, down.high - down.value))
+    high = value + float(np.hypot(up.high - up.value, down.value - down.low))
+    if up.n_questions > 1:
+        margin = _student_margin(*_per_question(after.astype(float) - before, questions))
+        low, high = min(low, value - margin), max(high, value + margin)
     return Estimate(
         value=value,
-        low=max(-1.0, value - float(np.hypot(up.value - up.low, down.high - down.value))),
-        high=min(1.0, value + float(np.hypot(up.high - up.value, down.value - down.low))),
+        low=max(-1.0, low),
+        high=min(1.0, high),
         n=up.n,
         n_questions=up.n_questions,
         n_unscored=0,
@@ -113,7 +123,7 @@ def estimate_mean(
     if n_questions < 2:
         raise DataError("a mean's interval over questions needs at least 2 questions, and there is 1. Add questions.")
     value = float(sums.sum() / n)
-    margin = float(stdtrit(n_questions - 1, 0.975) * np.sqrt(_ratio_variance(sums, sizes)))
+    margin = _student_margin(sums, sizes)
     boot = _bootstrap(sums, sizes, seed=seed, n_boot=n_boot)
     return Estimate(
         value=value,
@@ -236,6 +246,11 @@ def _ratio_variance(sums: Float[np.ndarray, " questions"], sizes: Float[np.ndarr
     n_questions, n = len(sizes), sizes.sum()
     residuals = sums - sums.sum() / n * sizes
     return float(n_questions / (n_questions - 1) * (residuals**2).sum() / n**2)
+
+
+def _student_margin(sums: Float[np.ndarray, " questions"], sizes: Float[np.ndarray, " questions"]) -> float:
+    """Half the 95 % interval of `sum(sums) / sum(sizes)` over at least 2 questions, by Student's t."""
+    return float(stdtrit(len(sizes) - 1, 0.975) * np.sqrt(_ratio_variance(sums, sizes)))
 
 
 def _effective_size(hits_of: Float[np.ndarray, " questions"], answers_of: Float[np.ndarray, " questions"]) -> float:

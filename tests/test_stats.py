@@ -220,3 +220,24 @@ def test_a_paired_difference_of_equal_models_holds_zero_as_often_as_it_says() ->
         difference = paired_difference(rng.random(160) < own, rng.random(160) < own, answers(20, 8), n_boot=200)
         held.append(difference.low <= 0 <= difference.high)
     assert np.mean(held) >= 0.92
+
+
+def test_questions_that_move_apart_have_students_interval_of_their_own_differences() -> None:
+    # Two questions rise by 1, two fall by 1, ten answers each: SE = sqrt(4 / 3 * 4 * 10^2 / 40^2) = 0.577, and t with 3
+    # degrees of freedom is 3.182, so 1.84 cut to 1. Of eight, +-: sqrt(8 / 7 * 8 / 8^2) = 0.378 times 2.365 is 0.894.
+    for n_questions, margin in ((4, 1), (8, 0.894)):
+        after = np.arange(n_questions).repeat(10) % 2 == 0
+        difference = paired_difference(after, ~after, answers(n_questions, 10))
+        assert difference.value == 0
+        assert (difference.low, difference.high) == (pytest.approx(-margin, abs=1e-3), pytest.approx(margin, abs=1e-3))
+
+
+def test_questions_that_turn_either_way_are_called_a_change_no_more_often_than_promised() -> None:
+    rng = np.random.default_rng(0)
+    off = []
+    for _ in range(300):
+        one, other = (np.repeat(rng.beta(0.25, 0.25, size=40), 4) for _ in range(2))  # correlation 2 / 3
+        difference = paired_difference(rng.random(160) < one, rng.random(160) < other, answers(40, 4), n_boot=50)
+        off.append(not difference.low <= 0 <= difference.high)
+    # The standard error of a rate of 0.05 over 300 experiments is 0.0126.
+    assert np.mean(off) <= 0.05 + 2 * 0.0126
