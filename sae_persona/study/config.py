@@ -53,7 +53,7 @@ class Steering(_Section):
 
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 2.5)
     """Of induction, in units of the median residual norm."""
-    repair_strengths: tuple[float, ...] = (0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0)
+    repair_strengths: tuple[float, ...] = (0.45, 0.6, 0.8, 0.9, 1.0)
     """Of repair, subtracted: beyond a median norm sentences break before the last villain is gone."""
     windows: tuple[Window, ...] = ("all", "header")
     """Token windows among which the screen chooses."""
@@ -64,7 +64,7 @@ class Steering(_Section):
 class Monitoring(_Section):
     """The early-warning curve."""
 
-    bad_fractions: tuple[float, ...] = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+    bad_fractions: tuple[float, ...] = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
     seed: NonNegativeInt = 70
     """Seeds the data and training of the mixtures; no run of the world uses it."""
 

@@ -58,7 +58,14 @@ def run_study(
         after=("cache",),
     )
     sae = load_sae(out / "sae" / SAE_FOLDER)
-    stages.run("sae_metrics", lambda _: measure_sae(subjects, config, sae), config=hook, inputs=world, after=("sae",))
+    stages.run(
+        "sae_metrics",
+        lambda _: measure_sae(subjects, config, sae),
+        config=hook,
+        inputs=world,
+        after=("sae",),
+        version=2,
+    )
     density = density_of(stages.results["sae_metrics"])
     stages.run("models", lambda folder: _measure_models(subjects, config, folder), config=sampling, inputs=world)
 
