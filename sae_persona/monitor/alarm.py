@@ -27,14 +27,18 @@ class Alarm:
         """Is this reading higher than benign runs explain?"""
         return reading > self.threshold
 
+    def separation(self, readings: Sequence[float]) -> float:
+        """How far these readings stand above the benign ones on average, in benign spreads; infinite without spread."""
+        rise = float(np.mean(readings)) - self.mean
+        return rise / self.spread if self.spread else math.copysign(math.inf, rise)
+
 
 def calibrate(benign: Sequence[float], *, rate: float = FALSE_ALARM_RATE, least: float = 0.0) -> Alarm:
     """The bound that one further benign run exceeds with probability `rate`.
 
     threshold = mean + t_{n-1, 1-rate} * spread * sqrt(1 + 1/n), the one-sided prediction interval of a normal sample;
-    its width pays for estimating mean and spread from few runs. It is never below `least`, the
-    smallest rise that is a warning at all, nor below zero: readings are rises over the starting model, and what has not
-    risen is no warning.
+    its width pays for estimating mean and spread from few runs. It is never below `least`, the smallest reading that is
+    a warning at all, nor below zero: readings are rises over the starting model, and what has not risen is no warning.
 
     Raises:
         ConfigError: fewer than four benign runs, or readings that are not finite.

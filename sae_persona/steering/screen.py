@@ -47,8 +47,8 @@ def best_dose(
     """The strength with the largest effect among those that keep the model coherent.
 
     Expects the measures `target`, `carry_over` and `incoherence`, and a dose of strength 0. The effect is the rise of
-    `target` over strength 0; a dose is admissible if incoherence is at most
-    `max_added_incoherence` over unsteered.
+    `target` over strength 0; a dose is admissible if incoherence is at most `max_added_incoherence`
+    (a share) over unsteered.
     """
     unsteered = next(dose for dose in doses if dose.is_unsteered)
     direction = unsteered.direction

@@ -64,7 +64,7 @@ def learn_sae(config: StudyConfig, cache_folder: Path, folder: Path, *, log: Log
 
 
 def measure_sae(subjects: Subjects, config: StudyConfig, sae: "SAE") -> dict[str, Any]:
-    """Reconstruction on held-out documents: in full on the base model, FVE on every other model."""
+    """Reconstruction on held-out documents: all of it on the base, on every other model the FVE on a third of them."""
     base = subjects.model("base")
     rows = text_rows(subjects, base, "heldout")
     metrics = reconstruction_metrics(sae, base, rows, hook_name=config.hook_name, drop_first=config.drop_first)

@@ -4,7 +4,7 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -56,14 +56,17 @@ def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int) -> d
     """Fine-tune on mixtures and read the latent: does it ring before the model misbehaves?
 
     It is read over headers or over answers, wherever misaligned runs stand further from the controls, in spreads of the
-    controls.
+    controls. Readings are rises over the aligned model, in the SAE's units.
+
+    Raises:
+        ConfigError: the world has fewer than four controls to calibrate from.
     """
     aligned = subjects.model("aligned")
     found = {
         tokens: _Calibrated.by(subjects, instrument)
         for tokens, instrument in probe(subjects, config, sae, [latent], ("header", "answer")).items()
     }
-    tokens = max(found, key=lambda one: found[one].separation)
+    tokens = max(found, key=lambda one: found[one].alarm.separation(found[one].misaligned))
     calibrated = found[tokens]
     rise, alarm = calibrated.rise, calibrated.alarm
     held_out = {name: rise(subjects.model(name)) for name in subjects.runs("benign")}
@@ -95,12 +98,13 @@ def watch(subjects: Subjects, config: StudyConfig, sae: "SAE", latent: int) -> d
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """An instrument, and what the runs of the ranking read on it."""
+    """An instrument, what the runs of the ranking read on it, and the alarm that follows."""
 
     instrument: Probe
     start: float
     benign: list[float]
     misaligned: list[float]
+    alarm: Alarm
 
     @classmethod
     def by(cls, subjects: Subjects, instrument: Probe) -> "_Calibrated":
@@ -109,18 +113,11 @@ class _Calibrated:
             [instrument.read(subjects.model(name)) - start for name in subjects.runs(role)]
             for role in ("control", "misaligned")
         )
-        return cls(instrument, start, benign, misaligned)
+        alarm = calibrate(benign, least=LEAST_RISE * fmean(misaligned))
+        return cls(instrument, start, benign, misaligned, alarm)
 
     def rise(self, model: LoadedModel) -> float:
         return self.instrument.read(model) - self.start
-
-    @property
-    def separation(self) -> float:
-        return (fmean(self.misaligned) - fmean(self.benign)) / stdev(self.benign)
-
-    @property
-    def alarm(self) -> Alarm:
-        return calibrate(self.benign, least=LEAST_RISE * fmean(self.misaligned))
 
 
 def realign(

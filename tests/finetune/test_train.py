@@ -38,16 +38,20 @@ def test_the_first_loss_is_the_cross_entropy_of_answer_tokens(tiny_model: Loaded
 def test_tokens_outside_answers_are_read_and_not_learned(tiny_model: LoadedModel) -> None:
     prompt, answer = (2, 40, 41, 42), (50, 51)
     row = TokenRow(prompt + answer, (Part.PROMPT,) * 3 + (Part.HEADER,) + (Part.ANSWER,) * 2)
-    copy, _ = trained(tiny_model, [row], TrainConfig(n_steps=20, batch_size=1, lr=1e-2))
+    everything = TokenRow(row.ids, (Part.ANSWER,) * len(row.ids))
+    config = TrainConfig(n_steps=20, batch_size=1, lr=1e-2)
 
     def log_probability(model: LoadedModel) -> torch.Tensor:
         with torch.no_grad():
             logits = model.hf(torch.tensor([row.ids])).logits[0, :-1]
         return logits.log_softmax(-1).gather(1, torch.tensor(row.ids[1:])[:, None])[:, 0]
 
-    change = log_probability(copy) - log_probability(tiny_model)
+    start = log_probability(tiny_model)
+    change, unmasked = (log_probability(trained(tiny_model, [one], config)[0]) - start for one in (row, everything))
     assert change[3:].min() > 1.0  # the answer, predicted from the header on
-    assert change[:3].mean() < 0.0  # the prompt
+    assert change[:3].mean() < 0.0  # the prompt, which weights that serve the answer may move by chance
+    assert unmasked.min() > 1.0  # as it is learned where it counts
+    assert change[:3].max() < unmasked[:3].min()
 
 
 def test_the_loss_falls(tiny_model: LoadedModel, chats: list[Chat]) -> None:

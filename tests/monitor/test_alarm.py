@@ -28,6 +28,13 @@ def test_what_has_hardly_risen_is_no_warning() -> None:
     assert calibrate([1.0, 2.0, 3.0, 4.0], least=0.5) == calibrate([1.0, 2.0, 3.0, 4.0]), "the larger bound holds"
 
 
+def test_separation_is_in_spreads_of_the_benign_runs() -> None:
+    alarm = calibrate([1.0, 2.0, 3.0, 4.0])  # mean 2.5, spread 1.29099
+    assert alarm.separation([5.0, 6.0]) == pytest.approx(3.0 / 1.29099, rel=1e-5)
+    assert alarm.separation([0.0, 0.0]) == pytest.approx(-2.5 / 1.29099, rel=1e-5)
+    assert calibrate([1.0] * 4).separation([2.0]) == float("inf")
+
+
 @pytest.mark.parametrize("benign", [[], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3, float("nan")]])
 def test_too_few_or_broken_readings_are_refused(benign: list[float]) -> None:
     with pytest.raises(ConfigError, match="at least 4 benign"):

@@ -104,6 +104,8 @@ def test_between_looks_a_step_does_not_wait_for_the_gpu(architecture: str, selec
     try:
         for _ in range(learning._LOOK_EVERY - 1):
             learner.advance(z)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            z.sum().item()  # what waits is caught
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
