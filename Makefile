@@ -21,7 +21,7 @@ world: .venv/.installed  ## build a persona world (SEED=0): runs/world-SEED
 	$(BIN)/sae-persona world build --seed $(SEED) --out runs/world-$(SEED) $(ARGS)
 
 test: .venv/.installed  ## all tests (ARGS='-m "not slow"' leaves out the slow ones)
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/.installed  ## format, lint and types
 	$(BIN)/ruff format --check .
