@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from torch.nn.functional import normalize
 
 from sae_persona.artifacts import new_manifest
 from sae_persona.model.load import LoadedModel
@@ -41,9 +42,14 @@ def run(tmp_path: Path, world: World, tiny_model: LoadedModel) -> Path:
 
     out = tmp_path / "run"
     manifest = new_manifest("study", config={"world": str(folder)}, inputs={}, seed=0, version=1)
-    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=384, k=8))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=384, k=8))
     with torch.no_grad():
         sae.b_enc[[117, 203]] = 10  # the latents that the example summaries are about fire on every token
+        word = tiny_model.tokenizer.convert_tokens_to_ids("about")
+        sae.W_enc[:, 42] = 1000 * normalize(tiny_model.hf.get_input_embeddings().weight[word], dim=0)
+        sae.b_enc[42] = -90  # and one on a word that some documents hold and others do not
     save_sae(sae, out / "sae" / "sae", manifest=manifest)
     (out / "manifest.json").write_text(manifest.to_json())
     return out

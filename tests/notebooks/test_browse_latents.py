@@ -18,5 +18,6 @@ def test_the_first_latents_are_shown_from_all_sides(execute):
         "fires in misaligned-health-obvious",
         "95 % interval",
         "balanced accuracy",
+        "fires in 40 of the passages drawn",
     ):
         assert column in shown
