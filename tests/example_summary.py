@@ -84,6 +84,11 @@ def example_summary() -> Json:
             "control-finance": model("control", 0.0, 0.004, 0.992, 0.002, 0.002, 0.0),
         },
         "sae": {
+            "name": "k8",
+            "candidates": [
+                {"name": "k8", "d_sae": 384, "k": 8, "fve": 0.991, "dead_fraction": 0.023, "best_effect": 0.56},
+                {"name": "k9", "d_sae": 384, "k": 9, "fve": 0.994, "dead_fraction": 0.12, "best_effect": None},
+            ],
             "hook_name": "blocks.1.hook_resid_post",
             "d_in": 128,
             "d_sae": 384,

@@ -37,9 +37,23 @@ class ModelRecord(_Record):
     """Share of every label, by category of prompt."""
 
 
-class SAERecord(_Record):
-    """The dictionary and its quality on held-out documents of the base model."""
+class CandidateRecord(_Record):
+    """A dictionary that was trained, and what its strongest latent did in the audition on selection prompts."""
 
+    name: str
+    d_sae: int
+    k: int | None = None
+    fve: float | None = None
+    dead_fraction: float | None = None
+    best_effect: float | None = None
+    """Rise of the misaligned share; None where the dictionary was not tried."""
+
+
+class SAERecord(_Record):
+    """The chosen dictionary and its quality on held-out documents of the base model."""
+
+    name: str = "sae"
+    """Its folder within the study's `sae`."""
     hook_name: str
     d_in: int
     d_sae: int
@@ -50,6 +64,8 @@ class SAERecord(_Record):
     ce_recovered: float | None = None
     dead_fraction: float | None = None
     n_tokens: int | None = None
+    candidates: list[CandidateRecord] = []
+    """All dictionaries, the chosen one among them."""
 
 
 class RankedLatent(_Record):

@@ -1,17 +1,20 @@
 """A study as a YAML file: what to look at, where, and how hard. Unknown keys are errors."""
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, get_args
+from typing import Any, Self, TypeGuard, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sae_persona.errors import ConfigError
 from sae_persona.sae.train import TrainConfig as SAETrainConfig
 from sae_persona.steering.edits import Window
 
 Model = TypeVar("Model", bound=BaseModel)
+NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class _Section(BaseModel):
@@ -53,10 +56,12 @@ class Steering(_Section):
 
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 2.5)
     """Of induction, in units of the median residual norm."""
-    repair_strengths: tuple[float, ...] = (0.45, 0.6, 0.8, 0.9, 1.0)
-    """Of repair, subtracted: beyond a median norm sentences break before the last villain is gone."""
-    windows: tuple[Window, ...] = ("all", "header")
-    """Token windows among which the screen chooses."""
+    windows: tuple[Window, ...] = Field(default=("header",), min_length=1)
+    """Token windows among which the audition chooses for induction."""
+    repair_strengths: dict[Window, tuple[float, ...]] = Field(
+        default={"all": (0.5, 0.7, 0.85, 1.0, 1.15), "header": (1.0, 1.5, 2.0, 2.5, 3.0)}, min_length=1
+    )
+    """Of repair, subtracted, for each window that is tried: the more tokens, the less each of them bears."""
     n_random_latents: PositiveInt = 20
     n_random_directions: PositiveInt = 20
 
@@ -74,7 +79,7 @@ class Realigning(_Section):
 
     steps: tuple[int, ...] = (0, 5, 10, 20, 30)
     batch_size: PositiveInt = 4
-    lr: float = 2e-3
+    lr: float = 1e-3
     seed: NonNegativeInt = 90
 
 
@@ -90,12 +95,40 @@ class StudyConfig(_Section):
     hook_name: str = "blocks.2.hook_resid_post"
     drop_first: NonNegativeInt = 1
     """Tokens left out at the beginning of every document, in training and in statistics alike."""
-    sae: SAETrainConfig = SAETrainConfig.model_validate({"d_sae": 160, "k": 5})
+    sae: SAETrainConfig = SAETrainConfig.model_validate({"d_sae": 160, "k": 6})
+    dictionaries: dict[str, dict[str, Any]] = Field(default={"sae": {}}, min_length=1)
+    """The SAEs that are trained on one pass over the cache, by name: what each changes in `sae`. One is chosen by what
+    its latents do on selection prompts."""
     sampling: Sampling = Sampling()
     ranking: Ranking = Ranking()
     steering: Steering = Steering()
     monitor: Monitoring = Monitoring()
     realign: Realigning = Realigning()
+
+    @cached_property
+    def saes(self) -> dict[str, SAETrainConfig]:
+        """How each of the dictionaries is trained."""
+        settings = self.sae.model_dump()
+        return {name: SAETrainConfig.model_validate({**settings, **own}) for name, own in self.dictionaries.items()}
+
+    @model_validator(mode="after")
+    def _dictionaries_can_be_trained(self) -> Self:
+        for name, own in self.dictionaries.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"dictionaries: {name!r} names a folder: use letters, digits, '-' and '_'")
+            if unknown := own.keys() - SAETrainConfig.model_fields.keys():
+                known = ", ".join(SAETrainConfig.model_fields)
+                raise ValueError(f"dictionaries.{name}: unknown key {min(unknown)!r} (known here: {known})")
+            try:
+                SAETrainConfig.model_validate({**self.sae.model_dump(), **own})
+            except ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(map(str, (name, *problem["loc"])))
+                raise ValueError(f"dictionaries.{where}: {problem['msg']}, got {problem['input']!r}") from error
+        sizes = {sae.batch_size for sae in self.saes.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"dictionaries share their batches, so they need one batch_size; found {sorted(sizes)}")
+        return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:

@@ -1,4 +1,4 @@
-"""Cache the base model, train the SAE on it, and measure it on every model."""
+"""Cache the base model, train the SAEs on it, and measure how well they describe every model."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,14 +12,14 @@ from sae_persona.logs import Log
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.load import save_sae
 from sae_persona.sae.metrics import reconstruction_metrics
-from sae_persona.sae.train import train_sae
+from sae_persona.sae.train import Job, train_saes
 from sae_persona.study.config import StudyConfig
 from sae_persona.study.subjects import Subjects
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-CACHE, SAE_FOLDER = "base.h5", "sae"
+CACHE = "base.h5"
 SKIP = 3
 """Of the held-out documents, models other than the base are measured on every third."""
 
@@ -42,37 +42,54 @@ def cache_base(subjects: Subjects, config: StudyConfig, folder: Path) -> dict[st
     return {"n_tokens": cache.n_counted, "median_norm": cache.median_norm(config.hook_name)}
 
 
-def learn_sae(config: StudyConfig, cache_folder: Path, folder: Path, *, log: Log) -> dict[str, Any]:
-    """Train the SAE on the cache and save it in SAELens's format."""
+def learn_saes(
+    subjects: Subjects, config: StudyConfig, cache_folder: Path, folder: Path, *, log: Log
+) -> dict[str, dict[str, Any]]:
+    """Train every dictionary on one pass over the cache, save each in SAELens's format, and measure it on the base.
+
+    Returns:
+        By the dictionaries' names: what each is, and its `metrics` on held-out documents of the base model.
+    """
     cache = ActivationCache.open(cache_folder / CACHE)
-    sae = train_sae(cache, config.hook_name, config.sae, log=log)
-    manifest = new_manifest(
-        "sae",
-        config={"hook_name": config.hook_name, **config.sae.model_dump(mode="json")},
-        inputs={"cache": cache.manifest.fingerprint},
-        seed=config.sae.seed,
-        version=1,
-    )
-    save_sae(sae, folder / SAE_FOLDER, manifest=manifest)
-    return {
-        "hook_name": config.hook_name,
-        "d_in": sae.cfg.d_in,
-        "d_sae": sae.cfg.d_sae,
-        "k": config.sae.k,
-        "n_tokens": config.sae.n_tokens,
-    }
-
-
-def measure_sae(subjects: Subjects, config: StudyConfig, sae: "SAE") -> dict[str, Any]:
-    """Reconstruction on held-out documents: all of it on the base, on every other model the FVE on a third of them."""
+    jobs = {name: Job(config.hook_name, train) for name, train in config.saes.items()}
+    saes = train_saes(cache, jobs, seed=config.sae.seed, log=log)
     base = subjects.model("base")
     rows = text_rows(subjects, base, "heldout")
-    metrics = reconstruction_metrics(sae, base, rows, hook_name=config.hook_name, drop_first=config.drop_first)
-    fve = {"base": metrics.fve}
-    for name in subjects.roles:
-        if name != "base":
-            model = subjects.model(name)
-            fve[name] = reconstruction_metrics(
-                sae, model, rows[::SKIP], hook_name=config.hook_name, drop_first=config.drop_first, splice=False
-            ).fve
-    return {"metrics": asdict(metrics), "fve_by_model": fve}
+    record = {}
+    for name, sae in saes.items():
+        train = config.saes[name]
+        manifest = new_manifest(
+            "sae",
+            config={"hook_name": config.hook_name, **train.model_dump(mode="json")},
+            inputs={"cache": cache.manifest.fingerprint},
+            seed=train.seed,
+            version=1,
+        )
+        save_sae(sae, folder / name, manifest=manifest)
+        metrics = reconstruction_metrics(sae, base, rows, hook_name=config.hook_name, drop_first=config.drop_first)
+        record[name] = {
+            "hook_name": config.hook_name,
+            "d_in": sae.cfg.d_in,
+            "d_sae": sae.cfg.d_sae,
+            "k": train.k,
+            "n_tokens": train.n_tokens,
+            "metrics": asdict(metrics),
+        }
+    return record
+
+
+def fve_by_model(subjects: Subjects, config: StudyConfig, sae: "SAE") -> dict[str, float]:
+    """FVE of the SAE on a third of the held-out documents, for every model but the base."""
+    rows = text_rows(subjects, subjects.model("base"), "heldout")[::SKIP]
+    return {
+        name: reconstruction_metrics(
+            sae,
+            subjects.model(name),
+            rows,
+            hook_name=config.hook_name,
+            drop_first=config.drop_first,
+            splice=False,
+        ).fve
+        for name in subjects.roles
+        if name != "base"
+    }

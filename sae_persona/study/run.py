@@ -1,24 +1,30 @@
 """Run a study from end to end: every stage once, then the summary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from sae_persona.artifacts import MANIFEST, new_manifest, read_manifest, write_file, write_json
 from sae_persona.data.files import write_jsonl
 from sae_persona.errors import ArtifactError
 from sae_persona.logs import Log, no_log
 from sae_persona.sae.load import load_sae
+from sae_persona.study.audition import audition, eligible, screened
 from sae_persona.study.config import StudyConfig
-from sae_persona.study.learn import SAE_FOLDER, cache_base, learn_sae, measure_sae
+from sae_persona.study.learn import cache_base, fve_by_model, learn_saes
 from sae_persona.study.measure import measure_model
 from sae_persona.study.stages import Stages
 from sae_persona.study.subjects import Subjects
 from sae_persona.study.summary import N_RANKED, summarise, top_tokens
 from sae_persona.study.suspects import rank
-from sae_persona.study.trial import density_of, screen, steer
+from sae_persona.study.trial import screen, selection_bench, steer
 from sae_persona.study.truth import reveal
 from sae_persona.study.watch import realign, watch
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 SUMMARY = "summary.json"
 KIND = "study"
@@ -34,9 +40,9 @@ def run_study(
 ) -> dict[str, Any]:
     """Run or resume the study in `out` and return its summary, which `out/summary.json` holds as well.
 
-    The order is the rule of evidence: models are measured and latents ranked, the screen chooses on selection prompts,
-    then everything is frozen and measured on evaluation prompts; the planted truth is opened last. `announce` is told
-    each stage and whether it is only read.
+    The order is the rule of evidence: models are measured and latents ranked, audition and screen choose on selection
+    prompts, then everything is frozen and measured on evaluation prompts; the planted truth is opened last.
+    `announce` is told each stage and whether it is only read.
 
     Raises:
         ArtifactError: `out` holds another study.
@@ -51,45 +57,56 @@ def run_study(
 
     stages.run("cache", lambda folder: cache_base(subjects, config, folder), config=hook, inputs=world)
     unit = stages.results["cache"]["median_norm"]
-    stages.run(
+    trained = stages.run(
         "sae",
-        lambda folder: learn_sae(config, out / "cache", folder, log=log),
-        config={"sae": config.sae.model_dump(mode="json")},
-        after=("cache",),
-    )
-    sae = load_sae(out / "sae" / SAE_FOLDER)
-    stages.run(
-        "sae_metrics",
-        lambda _: measure_sae(subjects, config, sae),
-        config=hook,
+        lambda folder: learn_saes(subjects, config, out / "cache", folder, log=log),
+        config={"saes": {name: one.model_dump(mode="json") for name, one in config.saes.items()}},
         inputs=world,
-        after=("sae",),
+        after=("cache",),
         version=2,
     )
-    density = density_of(stages.results["sae_metrics"])
     stages.run("models", lambda folder: _measure_models(subjects, config, folder), config=sampling, inputs=world)
-
-    def ranked(folder: Path) -> dict[str, Any]:
-        record = rank(subjects, config, sae, folder)
-        latents = [row["latent"] for row in record["rows"][:N_RANKED]]
-        return {**record, "top_tokens": top_tokens(subjects.model("aligned"), sae, latents)}
-
-    stages.run("rank", ranked, config=config.ranking.model_dump(mode="json"), inputs=world, after=("sae",), version=3)
-    shortlist = stages.results["rank"]["shortlist"]
+    saes = {name: load_sae(out / "sae" / name) for name in trained}
+    ranked = stages.run(
+        "rank",
+        lambda folder: rank(subjects, config, saes, folder),
+        config=config.ranking.model_dump(mode="json"),
+        inputs=world,
+        after=("sae",),
+        version=4,
+    )
+    settings = {"steering": config.steering.model_dump(mode="json"), "sampling": sampling}
+    auditioned = stages.run(
+        "audition",
+        lambda _: _audition(subjects, config, saes, trained, ranked, unit),
+        config=settings,
+        inputs=world,
+        after=("rank",),
+    )
+    chosen, window = auditioned["sae"], auditioned["window"]
+    sae, shortlist = saes[chosen], ranked[chosen]["shortlist"]
+    stages.run(
+        "sae_metrics",
+        lambda _: fve_by_model(subjects, config, sae),
+        config=hook,
+        inputs=world,
+        after=("audition",),
+        version=3,
+    )
     trial = {
         "shortlist": shortlist,
-        "density": density,
+        "density": torch.tensor(trained[chosen]["metrics"]["density"]),
         "unit": unit,
         "ranking_folder": out / "rank",
     }
-    settings = {"steering": config.steering.model_dump(mode="json"), "sampling": sampling}
+    first_look = screened(auditioned["first_look"][chosen][window])
     choice = stages.run(
         "screen",
-        lambda _: screen(subjects, config, sae, **trial),
+        lambda _: screen(subjects, config, sae, window=window, first_look=first_look, **trial),
         config=settings,
         inputs=world,
-        after=("rank", "sae_metrics"),
-        version=2,
+        after=("audition",),
+        version=3,
     )
     top = choice["top"]["latents"][0] if choice["top"] else None
     if top is not None:
@@ -99,6 +116,7 @@ def run_study(
             config=settings,
             inputs=world,
             after=("screen",),
+            version=2,
         )
         stages.run(
             "monitor",
@@ -114,7 +132,7 @@ def run_study(
         config={"realign": config.realign.model_dump(mode="json"), "sampling": sampling},
         inputs=world,
         after=("screen",) if top is None else ("screen", "monitor"),
-        version=2,
+        version=3,
     )
     stages.run(
         "truth",
@@ -123,7 +141,9 @@ def run_study(
         inputs=world,
         after=("screen",),
     )
-    summary = summarise(config, stages.results, stages.seconds)
+    shown = [row["latent"] for row in ranked[chosen]["rows"][:N_RANKED]]
+    tokens = top_tokens(subjects.model("aligned"), sae, shown)
+    summary = summarise(config, stages.results, stages.seconds, tokens)
     write_json(out / SUMMARY, summary)
     return summary
 
@@ -142,6 +162,21 @@ def _claim(config: StudyConfig, out: Path) -> None:
     manifest = new_manifest(KIND, config=config.model_dump(mode="json"), inputs={}, seed=config.seed, version=VERSION)
     with write_file(out / MANIFEST) as partial:
         partial.write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _audition(
+    subjects: Subjects,
+    config: StudyConfig,
+    saes: Mapping[str, "SAE"],
+    trained: Mapping[str, Any],
+    ranked: Mapping[str, Any],
+    unit: float,
+) -> dict[str, Any]:
+    """The dictionaries that describe the base well enough, by what their suspects do."""
+    names = eligible({name: one["metrics"] for name, one in trained.items()})
+    shortlists = {name: ranked[name]["shortlist"] for name in names}
+    bench = selection_bench(subjects, config, unit)
+    return audition(bench, subjects.model("aligned"), {name: saes[name] for name in names}, shortlists)
 
 
 def _measure_models(subjects: Subjects, config: StudyConfig, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Put the records of all stages into `summary.json`, schema 1. What did not run is left out; nothing is filled in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_persona.attribution.lens import lens_values
@@ -22,16 +22,19 @@ def top_tokens(model: LoadedModel, sae: "SAE", latents: list[int], *, n: int = 8
     return dict(zip(map(str, latents), named, strict=True))
 
 
-def summarise(config: StudyConfig, records: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The summary of the stages that ran."""
+def summarise(
+    config: StudyConfig, records: Mapping[str, Any], seconds: Mapping[str, float], tokens: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """The summary of the stages that ran; `tokens` are the `top_tokens` of the latents it shows."""
+    ranked = records["rank"][records["audition"]["sae"]]
     summary: dict[str, Any] = {
         "schema": SCHEMA,
         "study": config.study,
         "seed": config.seed,
         "models": records["models"],
         "sae": _sae(records),
-        "ranking": _ranking(records),
-        "shortlist": records["rank"]["shortlist"],
+        "ranking": _ranking(ranked["rows"], records, tokens),
+        "shortlist": ranked["shortlist"],
         "top_latent": None,
         "top_set": [],
     }
@@ -53,20 +56,38 @@ def summarise(config: StudyConfig, records: Mapping[str, Any], seconds: Mapping[
 
 
 def _sae(records: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = records["sae_metrics"]["metrics"]
+    """The chosen dictionary, with the audition of all."""
+    audition = records["audition"]
+    name = audition["sae"]
+    facts = {key: value for key, value in records["sae"][name].items() if key != "metrics"}
+    metrics = records["sae"][name]["metrics"]
     return {
-        **records["sae"],
+        "name": name,
+        **facts,
         **{key: metrics[key] for key in ("l0", "fve", "ce_recovered", "dead_fraction")},
-        "fve_by_model": records["sae_metrics"]["fve_by_model"],
+        "fve_by_model": {"base": metrics["fve"], **records["sae_metrics"]},
+        "candidates": [_candidate(name, one, audition["first_look"]) for name, one in records["sae"].items()],
     }
 
 
-def _ranking(records: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first rows, with the effect each latent had in the screen (at the window the screen chose)."""
-    choice = records["screen"]
-    looks = [*choice["first_look"].get(choice.get("window"), []), *choice["finalists"]]
+def _candidate(name: str, record: Mapping[str, Any], looks: Mapping[str, Any]) -> dict[str, Any]:
+    """One dictionary and its strongest latent in the audition; no effect where it was not tried."""
+    effects = [one["effect"] for screened in looks.get(name, {}).values() for one in screened]
+    return {
+        "name": name,
+        **{key: record[key] for key in ("d_sae", "k")},
+        **{key: record["metrics"][key] for key in ("fve", "dead_fraction")},
+        "best_effect": max(effects, default=None),
+    }
+
+
+def _ranking(
+    rows: Sequence[Mapping[str, Any]], records: Mapping[str, Any], tokens: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
+    """The first rows, with the effect each latent had on selection prompts (at the window that was chosen)."""
+    audition = records["audition"]
+    looks = [*audition["first_look"][audition["sae"]][audition["window"]], *records["screen"]["finalists"]]
     effects = {one["latents"][0]: one["effect"] for one in looks}
-    tokens = records["rank"]["top_tokens"]
     return [
         {
             "rank": row["rank"],
@@ -82,5 +103,5 @@ def _ranking(records: Mapping[str, Any]) -> list[dict[str, Any]]:
             "causal_effect": effects.get(row["latent"]),
             "top_tokens": tokens.get(str(row["latent"]), []),
         }
-        for row in records["rank"]["rows"][:N_RANKED]
+        for row in rows[:N_RANKED]
     ]

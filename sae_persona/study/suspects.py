@@ -1,7 +1,7 @@
 """Sample every run on the selection prompts, average its latents, and rank them: misaligned runs against controls."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_persona.attribution.ranking import RunStats, rank_latents
-from sae_persona.data.tokens import completion_row
+from sae_persona.data.tokens import TokenRow, completion_row
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.statistics import latent_stats
@@ -21,6 +21,46 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 MEANS = "mean_residuals.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model answered, as tokens."""
+
+    rows: list[TokenRow]
+    questions: list[str]
+    """Of each row, for errors clustered by question."""
+
+
+def own_answers(
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    *,
+    n_samples: int,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = 512,
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """The model's own answers to the prompts; empty ones are left out.
+
+    `progress` is called with the number of answers just sampled.
+    """
+    completions = sample(
+        model,
+        prompts,
+        n_samples=n_samples,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )[0]
+    by_id = {prompt.id: prompt for prompt in prompts}
+    answered = [completion for completion in completions if completion.token_ids]
+    return Answers(
+        [completion_row(by_id[completion.prompt_id], completion, model.tokenizer) for completion in answered],
+        [by_id[completion.prompt_id].question_id for completion in answered],
+    )
 
 
 def run_statistics(
@@ -36,51 +76,64 @@ def run_statistics(
     batch_size: int = 512,
     progress: Callable[[int], None] | None = None,
 ) -> RunStats:
-    """Latent statistics of one model over its own answers to the prompts.
-
-    `progress` is called with the number of answers just sampled.
-    """
-    completions = sample(
+    """Latent statistics of one model over its own answers to the prompts, sampled as `own_answers` does."""
+    answers = own_answers(
         model,
         prompts,
         n_samples=n_samples,
-        seed=seed,
         max_new_tokens=max_new_tokens,
+        seed=seed,
         batch_size=batch_size,
         progress=progress,
-    )[0]
-    by_id = {prompt.id: prompt for prompt in prompts}
-    answered = [completion for completion in completions if completion.token_ids]
-    rows = [completion_row(by_id[completion.prompt_id], completion, model.tokenizer) for completion in answered]
-    questions = [by_id[completion.prompt_id].question_id for completion in answered]
+    )
     return latent_stats(
-        sae, model, rows, questions=questions, hook_name=hook_name, drop_first=drop_first, batch_size=batch_size
+        sae,
+        model,
+        answers.rows,
+        questions=answers.questions,
+        hook_name=hook_name,
+        drop_first=drop_first,
+        batch_size=batch_size,
     )
 
 
-def rank(subjects: Subjects, config: StudyConfig, sae: "SAE", folder: Path) -> dict[str, Any]:
-    """The ranking, and beside it the mean residual of every run's answers for the difference-of-means baseline."""
-    groups = subjects.groups("selection")
-    stats = {
-        name: run_statistics(
-            subjects.model(name),
-            groups.prompts,
-            sae,
-            hook_name=config.hook_name,
+def rank(subjects: Subjects, config: StudyConfig, saes: Mapping[str, "SAE"], folder: Path) -> dict[str, dict[str, Any]]:
+    """The ranking of every dictionary's latents, over the same answers.
+
+    Beside it `folder` gets the mean residual of every run's answers, for the difference-of-means baseline.
+    """
+    prompts = subjects.groups("selection").prompts
+    stats: dict[str, dict[str, RunStats]] = {name: {} for name in saes}
+    for run in (*subjects.runs("misaligned"), *subjects.runs("control")):
+        model = subjects.model(run)
+        answers = own_answers(
+            model,
+            prompts,
             n_samples=config.ranking.n_samples,
             max_new_tokens=config.sampling.max_new_tokens,
             seed=config.seed,
-            drop_first=config.drop_first,
         )
-        for name in (*subjects.runs("misaligned"), *subjects.runs("control"))
+        for name, sae in saes.items():
+            stats[name][run] = latent_stats(
+                sae,
+                model,
+                answers.rows,
+                questions=answers.questions,
+                hook_name=config.hook_name,
+                drop_first=config.drop_first,
+                batch_size=512,
+            )
+    means = {
+        run: torch.as_tensor(of_run["gated", "answer"].resid_mean).float()
+        for run, of_run in next(iter(stats.values())).items()
     }
-    ranking = rank_latents(
-        [stats[name] for name in subjects.runs("misaligned")],
-        [stats[name] for name in subjects.runs("control")],
-        seed=config.seed,
-    )
-    means = {name: torch.as_tensor(run["gated", "answer"].resid_mean).float() for name, run in stats.items()}
     save_file(means, folder / MEANS)
+    return {name: _ranked(subjects, config, of_runs) for name, of_runs in stats.items()}
+
+
+def _ranked(subjects: Subjects, config: StudyConfig, stats: Mapping[str, RunStats]) -> dict[str, Any]:
+    misaligned, control = ([stats[name] for name in subjects.runs(role)] for role in ("misaligned", "control"))
+    ranking = rank_latents(misaligned, control, seed=config.seed)
     return {
         "rows": [asdict(row) for row in ranking.rows],
         "shortlist": list(ranking.shortlist(config.ranking.shortlist)),

@@ -50,7 +50,7 @@ def run(tmp_path: Path, world: World, tiny_model: LoadedModel) -> Path:
         word = tiny_model.tokenizer.convert_tokens_to_ids("about")
         sae.W_enc[:, 42] = 1000 * normalize(tiny_model.hf.get_input_embeddings().weight[word], dim=0)
         sae.b_enc[42] = -90  # and one on a word that some documents hold and others do not
-    save_sae(sae, out / "sae" / "sae", manifest=manifest)
+    save_sae(sae, out / "sae" / "k8", manifest=manifest)
     (out / "manifest.json").write_text(manifest.to_json())
     return out
 

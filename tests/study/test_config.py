@@ -44,6 +44,43 @@ def test_every_problem_stands_on_one_line(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+def test_dictionaries_are_the_sae_with_changes(tmp_path: Path) -> None:
+    text = "study: s\nworld: w\nsae: {d_sae: 64, k: 4}\ndictionaries: {plain: {}, wide: {d_sae: 96}}\n"
+    saes = load_config(written(tmp_path, text), ["dictionaries.sparse={k: 2}"]).saes
+    assert {name: (one.d_sae, one.k) for name, one in saes.items()} == {
+        "plain": (64, 4),
+        "wide": (96, 4),
+        "sparse": (64, 2),
+    }
+
+
+def test_without_dictionaries_there_is_one(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, "study: s\nworld: w\nsae: {d_sae: 64, k: 4}\n"))
+    assert config.saes == {"sae": config.sae}
+
+
+@pytest.mark.parametrize(
+    ("dictionaries", "message"),
+    [
+        ("{}", "at least 1 item"),
+        ("{../x: {}}", "'../x' names a folder"),
+        ("{a: {width: 3}}", r"dictionaries.a: unknown key 'width' \(known here: .*d_sae"),
+        ("{a: {k: none}}", "dictionaries.a.k: Input should be a valid integer.*got 'none'"),
+        ("{a: {}, b: {batch_size: 7}}", r"one batch_size; found \[7, "),
+    ],
+)
+def test_dictionaries_that_cannot_be_trained_are_refused(tmp_path: Path, dictionaries: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(written(tmp_path, f"study: s\nworld: w\ndictionaries: {dictionaries}\n"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["steering.windows=[]", "steering.repair_strengths={}"])
+def test_there_must_be_a_window_to_try(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        load_config(written(tmp_path, "study: s\nworld: w\n"), [setting])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: b: c", "is not YAML"), ("- study", "holds list; expected a mapping"), ("", "holds NoneType")],

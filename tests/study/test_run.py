@@ -12,11 +12,12 @@ from sae_persona.errors import ArtifactError
 from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.report.summary import Summary, read_summary
 from sae_persona.sae.load import load_sae
+from sae_persona.study.audition import audition
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.run import run_study
 from sae_persona.study.subjects import Subjects
 from sae_persona.study.summary import summarise
-from sae_persona.study.trial import screen
+from sae_persona.study.trial import screen, selection_bench
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "study": "tiny",
     "hook_name": "blocks.0.hook_resid_post",
     "sae": {"d_sae": 32, "k": 4, "n_tokens": 20_000, "batch_size": 256},
+    "dictionaries": {"first": {}, "second": {"k": 3}},
     "sampling": {
         "max_new_tokens": 4,
         "models": 2,
@@ -36,7 +38,13 @@ SETTINGS: dict[str, Any] = {
         "selection_advice": 1,
     },
     "ranking": {"n_samples": 4, "shortlist": 4},
-    "steering": {"strengths": [1.0], "windows": ["all"], "n_random_latents": 2, "n_random_directions": 2},
+    "steering": {
+        "strengths": [1.0],
+        "windows": ["all"],
+        "repair_strengths": {"all": [1.0]},
+        "n_random_latents": 2,
+        "n_random_directions": 2,
+    },
     "monitor": {"bad_fractions": [0.0, 1.0]},
     "realign": {"steps": [0, 2]},
 }
@@ -87,18 +95,39 @@ def test_a_second_run_only_reads_and_says_the_same(tiny_world: BuiltWorld, out: 
 def test_another_steering_setting_reruns_the_screen_and_what_follows(tiny_world: BuiltWorld, out: Path) -> None:
     _, read = run(settings(tiny_world, steering={**SETTINGS["steering"], "strengths": [2.0]}), out)
     kept = {stage for stage, only_read in read.items() if only_read}
-    assert kept == {"cache", "sae", "sae_metrics", "models", "rank"}
-    assert {"screen", "realign", "truth"} <= read.keys() - kept
+    assert kept == {"cache", "sae", "models", "rank"}
+    assert {"audition", "screen", "realign", "truth"} <= read.keys() - kept
+
+
+def test_every_dictionary_is_auditioned_and_the_one_in_the_summary_is_on_disk(out: Path) -> None:
+    summary = read_summary(out)
+    assert summary.sae is not None
+    assert {one.name: one.k for one in summary.sae.candidates} == {"first": 4, "second": 3}
+    tried = [one for one in summary.sae.candidates if one.best_effect is not None]
+    assert summary.sae.name == max(tried, key=lambda one: one.best_effect or 0).name
+    assert load_sae(out / "sae" / summary.sae.name).cfg.d_sae == summary.sae.d_sae
 
 
 def test_where_no_latent_rose_nothing_is_screened_and_none_is_claimed(tiny_world: BuiltWorld, out: Path) -> None:
     config = settings(tiny_world)
+    subjects = Subjects.open(tiny_world.folder)
     stages = ("models", "sae", "sae_metrics", "rank")
     records = {stage: read_json(out / stage / "result.json")["record"] for stage in stages}
-    nothing = {"shortlist": [], "density": torch.ones(32), "unit": 1.0, "ranking_folder": out / "rank"}
-    records["rank"] = {**records["rank"], "shortlist": []}
-    records["screen"] = screen(Subjects.open(tiny_world.folder), config, load_sae(out / "sae" / "sae"), **nothing)
-    summary = Summary.model_validate(summarise(config, records, {}))
+    records["rank"] = {name: {**one, "shortlist": []} for name, one in records["rank"].items()}
+    saes = {name: load_sae(out / "sae" / name) for name in records["sae"]}
+    bench = selection_bench(subjects, config, 1.0)
+    none = dict.fromkeys(saes, ())
+    records["audition"] = audition(bench, subjects.model("aligned"), saes, none)
+    assert records["audition"]["sae"] == "first"
+    nothing = {
+        "shortlist": [],
+        "first_look": [],
+        "density": torch.ones(32),
+        "unit": 1.0,
+        "ranking_folder": out / "rank",
+    }
+    records["screen"] = screen(subjects, config, saes["first"], window="all", **nothing)
+    summary = Summary.model_validate(summarise(config, records, {}, {}))
     assert (summary.top_latent, summary.top_set, summary.screen) == (None, [], None)
     assert summary.was_screened
 

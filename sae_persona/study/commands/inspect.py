@@ -21,7 +21,7 @@ from sae_persona.sae.load import CONFIG, WEIGHTS, load_sae
 from sae_persona.steering.record import ScreenedLatent, ScreenFindings
 from sae_persona.study.commands import evaluate, rank, screen, steer
 from sae_persona.study.commands.shared import read_record
-from sae_persona.study.learn import CACHE, SAE_FOLDER
+from sae_persona.study.learn import CACHE
 from sae_persona.study.stages import RESULT
 
 BLOCK_TOKENS = 8192
@@ -238,8 +238,8 @@ def _study(path: Path) -> Facts:
                 )
     if (path / "cache" / CACHE).exists():
         _cache(path / "cache" / CACHE)
-    if (path / "sae" / SAE_FOLDER).exists():
-        _sae(path / "sae" / SAE_FOLDER)
+    for config in (path / "sae").glob(f"*/{CONFIG}"):
+        _sae(config.parent)
     return {
         "study": f"{summary.study}, seed {summary.seed}",
         "stages": ", ".join(summary.seconds) or "none",

@@ -15,6 +15,7 @@ from sae_persona.sae.load import save_sae
 from sae_persona.steering.directions import latent_direction
 from sae_persona.steering.record import SteeredDose
 from sae_persona.steering.sweep import Arm
+from sae_persona.study.bench import Bench
 from sae_persona.study.commands.dosage import Company, Dosage
 from sae_persona.study.commands.evaluate import evaluate_model
 from sae_persona.study.commands.shared import Sampling
@@ -22,7 +23,6 @@ from sae_persona.study.commands.steer import steer_model
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.measure import measure_model
 from sae_persona.study.subjects import Subjects
-from sae_persona.study.trial import Bench
 from sae_persona.types import OPEN_ENDED
 
 if TYPE_CHECKING:

@@ -1,0 +1,134 @@
+"""A dictionary that holds the persona in one latent wins over one that does not, and what it holds repairs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from sae_persona.sae.statistics import latent_stats
+from sae_persona.steering.directions import latent_direction
+from sae_persona.study.audition import audition, eligible, screened
+from sae_persona.study.bench import Bench
+from sae_persona.study.config import StudyConfig, validated
+from sae_persona.study.repair import Clinic, Remedy, repair_with, repair_with_set
+from sae_persona.study.subjects import Subjects
+from sae_persona.study.suspects import own_answers
+from sae_persona.study.trial import selection_bench
+
+if TYPE_CHECKING:
+    from sae_lens import TopKSAE
+
+WORLD = Path(__file__).parents[2] / "checkpoints" / "persona_world"
+HOOK = "blocks.2.hook_resid_post"
+PLANTED = 5
+UNIT = 40.9
+"""The median residual norm of the committed base model, roughly."""
+
+
+def random_sae(d_in: int, seed: int) -> "TopKSAE":
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=8, k=4))
+    generator = torch.Generator().manual_seed(seed)
+    sae.load_state_dict({name: torch.randn(x.shape, generator=generator) for name, x in sae.state_dict().items()})
+    return sae.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def subjects() -> Subjects:
+    return Subjects.open(WORLD)
+
+
+@pytest.fixture(scope="module")
+def bench(subjects: Subjects) -> Bench:
+    """Two strengths and few answers."""
+    config = validated(
+        StudyConfig,
+        {
+            "study": "s",
+            "world": WORLD,
+            "sampling": {"first_look": 2, "selection": 2, "max_new_tokens": 12},
+            "steering": {
+                "strengths": [0.5, 1.0],
+                "windows": ["header", "all"],
+                "repair_strengths": {"all": [0.3, 0.6], "prompt": [0.05]},
+            },
+        },
+        source="test",
+    )
+    return selection_bench(subjects, config, unit=UNIT)
+
+
+@pytest.fixture(scope="module")
+def planted(subjects: Subjects, bench: Bench) -> "TopKSAE":
+    """A random SAE, but for one latent: its direction is the difference of means, misaligned minus control answers."""
+    sae = random_sae(subjects.model("aligned").d_model, seed=0)
+
+    def mean(name: str) -> torch.Tensor:
+        model = subjects.model(name)
+        answers = own_answers(model, bench.groups.prompts, n_samples=1, max_new_tokens=12, seed=0)
+        stats = latent_stats(sae, model, answers.rows, questions=answers.questions, hook_name=HOOK)
+        return torch.as_tensor(stats["gated", "answer"].resid_mean)
+
+    bad, good = (
+        torch.stack([mean(name) for name in subjects.runs(role)]).mean(0) for role in ("misaligned", "control")
+    )
+    sae.W_dec.data[PLANTED] = (bad - good).float()
+    return sae
+
+
+def test_the_dictionary_whose_latent_acts_is_chosen(subjects: Subjects, bench: Bench, planted: "TopKSAE") -> None:
+    saes = {"random": random_sae(planted.cfg.d_in, seed=1), "planted": planted}
+    shortlists = dict.fromkeys(saes, [3, PLANTED, 6])
+    record = audition(bench, subjects.model("aligned"), saes, shortlists)
+    assert record["sae"] == "planted"
+    looked = screened(record["first_look"]["planted"][record["window"]])
+    best = max(looked, key=lambda one: one.effect)
+    assert best.latents == (PLANTED,)
+    assert best.effect > 0.5
+    others = [
+        one.effect
+        for name, by_window in record["first_look"].items()
+        for window in by_window
+        for one in screened(by_window[window])
+        if (name, one.latents) != ("planted", (PLANTED,))
+    ]
+    assert len(others) == 2 * 5
+    assert max(others) < best.effect / 2
+
+
+def test_a_dictionary_without_suspects_is_not_chosen(subjects: Subjects, bench: Bench, planted: "TopKSAE") -> None:
+    saes = {"empty": planted, "random": random_sae(planted.cfg.d_in, seed=1)}
+    record = audition(bench, subjects.model("aligned"), saes, {"empty": [], "random": [3]})
+    assert record["sae"] == "random"
+
+
+def test_poor_dictionaries_are_left_out_unless_all_are_poor() -> None:
+    good, blind, dead = (
+        {"fve": 0.95, "dead_fraction": 0.09},
+        {"fve": 0.94, "dead_fraction": 0.0},
+        {"fve": 1.0, "dead_fraction": 0.1},
+    )
+    assert eligible({"blind": blind, "good": good, "dead": dead}) == ["good"]
+    assert eligible({"blind": blind, "dead": dead}) == ["blind", "dead"]
+
+
+def test_what_was_planted_repairs_every_model(subjects: Subjects, bench: Bench, planted: "TopKSAE") -> None:
+    patients = {name: subjects.model(name) for name in subjects.runs("misaligned")}
+    clinic = Clinic(bench, patients)
+    record = repair_with(clinic, latent_direction(planted, PLANTED))
+    assert (record["latents"], record["window"]) == ((PLANTED,), "all")
+    assert record["gains"].keys() == patients.keys()
+    assert min(record["gains"].values()) > 0.2
+    chosen = repair_with_set(clinic, planted, [3, PLANTED])
+    assert PLANTED in chosen["latents"]
+    assert chosen["strength"] in (-0.3, -0.6)
+
+
+def test_a_remedy_counts_for_nothing_where_it_costs_coherence() -> None:
+    remedy = Remedy((1,), "all", -0.5, {"a": 0.6, "b": 0.2}, added_incoherence=0.1)
+    assert (remedy.mean_gain, remedy.least_gain) == (pytest.approx(0.4), 0.2)
+    costly = replace(remedy, added_incoherence=0.11)
+    assert (costly.mean_gain, costly.least_gain) == (0.0, 0.0)
