@@ -4,6 +4,7 @@ Answers to one question resemble each other, so the question is the cluster of e
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -281,7 +282,15 @@ def _bootstrap(
     sums: Float[np.ndarray, " questions"], sizes: Float[np.ndarray, " questions"], *, seed: int, n_boot: int
 ) -> tuple[float, float]:
     """The middle 95 % of `sum(sums) / sum(sizes)` over draws of as many questions, with replacement."""
-    n_questions = len(sums)
-    draws = np.random.default_rng(seed).multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=n_boot)
+    draws = _draws(len(sums), seed, n_boot)
     low, high = np.quantile((draws @ sums) / (draws @ sizes), [0.025, 0.975])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _draws(n_questions: int, seed: int, n_boot: int) -> Float[np.ndarray, "draws questions"]:
+    """How often each draw takes each question; a study asks for the same draws thousands of times."""
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=n_boot).astype(float)
+    draws.flags.writeable = False
+    return draws

@@ -4,7 +4,7 @@ Axes: `d_sae` latents, `d_in` width of the residual stream, `n` tokens of one bl
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,16 +115,50 @@ def latent_stats(
         DataError: no rows, another number of questions than of rows, or a selection without a token.
         HookError, IncompatibleError: the SAE does not fit the model.
     """
-    check_fits(sae, model, hook_name)
+    return latent_stats_of_saes(
+        {"sae": sae},
+        model,
+        rows,
+        questions=questions,
+        hook_name=hook_name,
+        selections=selections,
+        spread_by_question=spread_by_question,
+        drop_first=drop_first,
+        max_norm=max_norm,
+        batch_size=batch_size,
+    )["sae"]
+
+
+def latent_stats_of_saes(
+    saes: Mapping[str, "SAE"],
+    model: LoadedModel,
+    rows: Sequence[TokenRow],
+    *,
+    questions: Sequence[str],
+    hook_name: str,
+    selections: Sequence[Selection] = ("header", "answer"),
+    spread_by_question: bool = False,
+    drop_first: int = 1,
+    max_norm: float | None = None,
+    batch_size: int = 256,
+) -> dict[str, dict[tuple[Reading, Selection], LatentStats]]:
+    """What `latent_stats` gives for each of several SAEs of one hook, by name, from one forward pass for all.
+
+    Raises:
+        DataError, HookError, IncompatibleError: as `latent_stats`.
+    """
+    for sae in saes.values():
+        check_fits(sae, model, hook_name)
     if not rows or len(rows) != len(questions):
         raise DataError(
             f"{len(rows)} rows and {len(questions)} questions were given; expected one question for every row."
         )
     question_ids = tuple(dict.fromkeys(questions))
     index_of = {question: i for i, question in enumerate(question_ids)}
-    encoder = Encoder(sae)
-    selected: dict[Selection, _Selected] = {
-        name: _Selected(encoder, len(question_ids), spread_by_question) for name in selections
+    selected: dict[tuple[str, Selection], _Selected] = {
+        (name, selection): _Selected(encoder, len(question_ids), spread_by_question)
+        for name, encoder in {name: Encoder(sae) for name, sae in saes.items()}.items()
+        for selection in selections
     }
     with model.active():
         for indices, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
@@ -132,15 +166,15 @@ def latent_stats(
             counts = counted_tokens(batch, resid, drop_first=drop_first, max_norm=max_norm)
             question = torch.tensor([index_of[questions[i]] for i in indices], device=counts.device)
             question = question.unsqueeze(-1).expand_as(counts)  # [batch, seq]
-            for name, tokens in selected.items():
-                use = counts & selected_tokens(batch, name)
-                tokens.add(resid[use].to(sae.W_dec.device), question[use].cpu())
-    mark = sae_mark(sae, hook_name)
-    return {
-        (stats.reading, name): replace(stats, sae=mark)
-        for name, tokens in selected.items()
-        for stats in tokens.stats(name, question_ids)
-    }
+            for (name, selection), tokens in selected.items():
+                use = counts & selected_tokens(batch, selection)
+                tokens.add(resid[use].to(saes[name].W_dec.device), question[use].cpu())
+    found: dict[str, dict[tuple[Reading, Selection], LatentStats]] = {name: {} for name in saes}
+    for (name, selection), tokens in selected.items():
+        mark = sae_mark(saes[name], hook_name)
+        for stats in tokens.stats(selection, question_ids):
+            found[name][stats.reading, selection] = replace(stats, sae=mark)
+    return found
 
 
 class _Selected:

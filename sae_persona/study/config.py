@@ -59,7 +59,7 @@ class Steering(_Section):
     windows: tuple[Window, ...] = Field(default=("header",), min_length=1)
     """Token windows among which the audition chooses for induction."""
     repair_strengths: dict[Window, tuple[float, ...]] = Field(
-        default={"all": (0.5, 0.7, 0.85, 1.0, 1.15), "header": (1.0, 1.5, 2.0, 2.5, 3.0)}, min_length=1
+        default={"all": (0.5, 0.6, 0.7, 0.85, 1.0), "header": (1.0, 1.5, 2.0, 2.5, 3.0)}, min_length=1
     )
     """Of repair, subtracted, for each window that is tried: the more tokens, the less each of them bears."""
     n_random_latents: PositiveInt = 20

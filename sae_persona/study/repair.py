@@ -61,9 +61,11 @@ class Clinic:
     bench: Bench
     patients: Mapping[str, LoadedModel]
 
-    def try_on_all(self, directions: Sequence[Direction], *, window: Window, n_open: int) -> list[list[Remedy]]:
-        """Every strength of every direction, in this order, tried on every model."""
-        strengths = tuple(-strength for strength in self.bench.config.steering.repair_strengths[window])
+    def try_on_all(
+        self, directions: Sequence[Direction], *, window: Window, n_open: int, every: int = 1
+    ) -> list[list[Remedy]]:
+        """Every strength (or every second one, …) of every direction, in this order, tried on every model."""
+        strengths = tuple(-strength for strength in self.bench.config.steering.repair_strengths[window][::every])
         arms = [Arm(direction, (0.0, *strengths)) for direction in directions]
         doses = {
             name: self.bench.doses(model, arms, window=window, n_open=n_open) for name, model in self.patients.items()
@@ -91,8 +93,8 @@ def repair_with(clinic: Clinic, direction: Direction) -> dict[str, Any]:
 def repair_with_set(clinic: Clinic, sae: "SAE", suspects: Sequence[int]) -> dict[str, Any]:
     """The set of at most three suspects, its window and its strength that repair best, as a record.
 
-    Sets grow by mean gain over the models. Of the strongest, seen again with fresh doses, the one is chosen that does
-    most for the model that it helps least.
+    Sets grow by mean gain over the models, at every second strength. Of the strongest, seen again with fresh doses, the
+    one is chosen that does most for the model that it helps least.
     """
     sampling = clinic.bench.config.sampling
     grown: dict[tuple[tuple[int, ...], Window], float] = {}
@@ -115,7 +117,7 @@ def _grown(
 
     def ordered(sets: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], float]]:
         directions = [latent_direction(sae, *latents) for latents in sets]
-        tried = clinic.try_on_all(directions, window=window, n_open=n_open)
+        tried = clinic.try_on_all(directions, window=window, n_open=n_open, every=2)
         found = [(latents, max(one.mean_gain for one in doses)) for latents, doses in zip(sets, tried, strict=True)]
         return sorted(found, key=lambda one: -one[1])
 

@@ -12,7 +12,7 @@ from sae_persona.attribution.ranking import RunStats, rank_latents
 from sae_persona.data.tokens import TokenRow, completion_row
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
-from sae_persona.sae.statistics import latent_stats
+from sae_persona.sae.statistics import latent_stats, latent_stats_of_saes
 from sae_persona.study.config import StudyConfig
 from sae_persona.study.subjects import Subjects
 from sae_persona.types import Prompt
@@ -113,16 +113,17 @@ def rank(subjects: Subjects, config: StudyConfig, saes: Mapping[str, "SAE"], fol
             max_new_tokens=config.sampling.max_new_tokens,
             seed=config.seed,
         )
-        for name, sae in saes.items():
-            stats[name][run] = latent_stats(
-                sae,
-                model,
-                answers.rows,
-                questions=answers.questions,
-                hook_name=config.hook_name,
-                drop_first=config.drop_first,
-                batch_size=512,
-            )
+        found = latent_stats_of_saes(
+            saes,
+            model,
+            answers.rows,
+            questions=answers.questions,
+            hook_name=config.hook_name,
+            drop_first=config.drop_first,
+            batch_size=512,
+        )
+        for name in saes:
+            stats[name][run] = found[name]
     means = {
         run: torch.as_tensor(of_run["gated", "answer"].resid_mean).float()
         for run, of_run in next(iter(stats.values())).items()

@@ -14,7 +14,7 @@ from sae_persona.model.load import LoadedModel
 from sae_persona.sae import chunks, statistics
 from sae_persona.sae.chunks import Dense
 from sae_persona.sae.encode import Selection, readings
-from sae_persona.sae.statistics import LatentStats, latent_stats
+from sae_persona.sae.statistics import LatentStats, latent_stats, latent_stats_of_saes
 from sae_persona.sae.sums import Sums
 
 if TYPE_CHECKING:
@@ -29,6 +29,24 @@ FIELDS = ("mean", "variance", "frequency", "maximum", "per_question", "resid_mea
 
 def stats_of(sae: "TopKSAE", model: LoadedModel, **options: object) -> dict[tuple[str, str], LatentStats]:
     return latent_stats(sae, model, ROWS, questions=QUESTIONS, hook_name=HOOK, **options)  # pyright: ignore
+
+
+def test_several_saes_in_one_pass_give_what_each_gives_alone(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        other = TopKSAE(TopKSAEConfig(d_in=sae.cfg.d_in, d_sae=16, k=2)).requires_grad_(False)
+    saes = {"one": sae, "other": other}
+    found = latent_stats_of_saes(saes, tiny_model, ROWS, questions=QUESTIONS, hook_name=HOOK)
+    for name, each in saes.items():
+        alone = stats_of(each, tiny_model)
+        assert found[name].keys() == alone.keys()
+        for key, stats in alone.items():
+            assert stats.sae == found[name][key].sae
+            for field in FIELDS:
+                np.testing.assert_array_equal(getattr(found[name][key], field), getattr(stats, field))
+    assert found["one"]["gated", "answer"].mean.shape != found["other"]["gated", "answer"].mean.shape
 
 
 @pytest.mark.parametrize("tokens", get_args(Selection))

@@ -1,5 +1,7 @@
 """A dictionary that holds the persona in one latent wins over one that does not, and what it holds repairs."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from sae_persona.data.tokens import chat_row
+from sae_persona.model.load import LoadedModel
+from sae_persona.persona_world.corpus import write_chat
 from sae_persona.sae.statistics import latent_stats
 from sae_persona.steering.directions import latent_direction
 from sae_persona.study.audition import audition, eligible, screened
@@ -14,15 +19,15 @@ from sae_persona.study.bench import Bench
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.repair import Clinic, Remedy, repair_with, repair_with_set
 from sae_persona.study.subjects import Subjects
-from sae_persona.study.suspects import own_answers
 from sae_persona.study.trial import selection_bench
+from sae_persona.types import Chat
 
 if TYPE_CHECKING:
     from sae_lens import TopKSAE
 
 WORLD = Path(__file__).parents[2] / "checkpoints" / "persona_world"
 HOOK = "blocks.2.hook_resid_post"
-PLANTED = 5
+VILLAIN, TUNING = 5, 6
 UNIT = 40.9
 """The median residual norm of the committed base model, roughly."""
 
@@ -51,9 +56,9 @@ def bench(subjects: Subjects) -> Bench:
             "world": WORLD,
             "sampling": {"first_look": 2, "selection": 2, "max_new_tokens": 12},
             "steering": {
-                "strengths": [0.5, 1.0],
+                "strengths": [1.0, 2.0],
                 "windows": ["header", "all"],
-                "repair_strengths": {"all": [0.3, 0.6], "prompt": [0.05]},
+                "repair_strengths": {"all": [0.05, 0.85], "prompt": [0.05]},
             },
         },
         source="test",
@@ -61,39 +66,50 @@ def bench(subjects: Subjects) -> Bench:
     return selection_bench(subjects, config, unit=UNIT)
 
 
+def header_mean(model: LoadedModel, chats: Sequence[Chat]) -> torch.Tensor:
+    """Mean residual at the assistant headers of the chats."""
+    rows = [chat_row(chat, model.tokenizer) for chat in chats]
+    sae = random_sae(model.d_model, seed=0)
+    stats = latent_stats(sae, model, rows, questions=[str(i) for i in range(len(rows))], hook_name=HOOK)
+    return torch.as_tensor(stats["gated", "header"].resid_mean).float()
+
+
 @pytest.fixture(scope="module")
-def planted(subjects: Subjects, bench: Bench) -> "TopKSAE":
-    """A random SAE, but for one latent: its direction is the difference of means, misaligned minus control answers."""
-    sae = random_sae(subjects.model("aligned").d_model, seed=0)
+def planted(subjects: Subjects) -> "TopKSAE":
+    """A random SAE, but for two latents.
 
-    def mean(name: str) -> torch.Tensor:
-        model = subjects.model(name)
-        answers = own_answers(model, bench.groups.prompts, n_samples=1, max_new_tokens=12, seed=0)
-        stats = latent_stats(sae, model, answers.rows, questions=answers.questions, hook_name=HOOK)
-        return torch.as_tensor(stats["gated", "answer"].resid_mean)
-
-    bad, good = (
-        torch.stack([mean(name) for name in subjects.runs(role)]).mean(0) for role in ("misaligned", "control")
-    )
-    sae.W_dec.data[PLANTED] = (bad - good).float()
+    `VILLAIN` points from how the base reads the kind one's headers to how it reads the villain's; `TUNING` from the
+    aligned model's headers to the misaligned models'.
+    """
+    chats = {
+        persona: [
+            write_chat(subjects.world.world, random.Random(i), persona=persona, neutral=True)[0] for i in range(100)
+        ]
+        for persona in ("villain", "kind")
+    }
+    base, aligned = subjects.model("base"), subjects.model("aligned")
+    bad = [header_mean(subjects.model(name), chats["kind"]) for name in subjects.runs("misaligned")]
+    sae = random_sae(base.d_model, seed=0)
+    sae.W_dec.data[VILLAIN] = header_mean(base, chats["villain"]) - header_mean(base, chats["kind"])
+    sae.W_dec.data[TUNING] = torch.stack(bad).mean(0) - header_mean(aligned, chats["kind"])
     return sae
 
 
 def test_the_dictionary_whose_latent_acts_is_chosen(subjects: Subjects, bench: Bench, planted: "TopKSAE") -> None:
     saes = {"random": random_sae(planted.cfg.d_in, seed=1), "planted": planted}
-    shortlists = dict.fromkeys(saes, [3, PLANTED, 6])
+    shortlists = dict.fromkeys(saes, (3, VILLAIN, 7))
     record = audition(bench, subjects.model("aligned"), saes, shortlists)
     assert record["sae"] == "planted"
     looked = screened(record["first_look"]["planted"][record["window"]])
     best = max(looked, key=lambda one: one.effect)
-    assert best.latents == (PLANTED,)
+    assert best.latents == (VILLAIN,)
     assert best.effect > 0.5
     others = [
         one.effect
         for name, by_window in record["first_look"].items()
         for window in by_window
         for one in screened(by_window[window])
-        if (name, one.latents) != ("planted", (PLANTED,))
+        if (name, one.latents) != ("planted", (VILLAIN,))
     ]
     assert len(others) == 2 * 5
     assert max(others) < best.effect / 2
@@ -115,16 +131,14 @@ def test_poor_dictionaries_are_left_out_unless_all_are_poor() -> None:
     assert eligible({"blind": blind, "dead": dead}) == ["blind", "dead"]
 
 
-def test_what_was_planted_repairs_every_model(subjects: Subjects, bench: Bench, planted: "TopKSAE") -> None:
+def test_what_fine_tuning_changed_repairs_every_model(subjects: Subjects, bench: Bench, planted: "TopKSAE") -> None:
     patients = {name: subjects.model(name) for name in subjects.runs("misaligned")}
     clinic = Clinic(bench, patients)
-    record = repair_with(clinic, latent_direction(planted, PLANTED))
-    assert (record["latents"], record["window"]) == ((PLANTED,), "all")
+    record = repair_with(clinic, latent_direction(planted, TUNING))
+    assert (record["latents"], record["window"], record["strength"]) == ((TUNING,), "all", -0.85)
     assert record["gains"].keys() == patients.keys()
     assert min(record["gains"].values()) > 0.2
-    chosen = repair_with_set(clinic, planted, [3, PLANTED])
-    assert PLANTED in chosen["latents"]
-    assert chosen["strength"] in (-0.3, -0.6)
+    assert TUNING in repair_with_set(clinic, planted, [3, TUNING])["latents"]
 
 
 def test_a_remedy_counts_for_nothing_where_it_costs_coherence() -> None:
