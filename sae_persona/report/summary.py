@@ -46,7 +46,7 @@ class CandidateRecord(_Record):
     fve: float | None = None
     dead_fraction: float | None = None
     best_effect: float | None = None
-    """Rise of the misaligned share; None where the dictionary was not tried."""
+    """As a latent's `causal_effect`; None where the dictionary was not tried."""
 
 
 class SAERecord(_Record):
@@ -82,12 +82,16 @@ class RankedLatent(_Record):
     """None where no control runs calibrate one."""
     delta_attribution: float | None = None
     causal_effect: float | None = None
-    """Rise of the misaligned share in the causal screen on selection prompts; None where it was not screened."""
+    """Rise of the misaligned share, less twice that of other personas' answers, on selection prompts; None where the
+    latent was not screened."""
     top_tokens: list[str] = []
 
 
 class ScreenRecord(_Record):
-    """What the causal screen weighed, on selection prompts: rises of the misaligned share within the coherence gate."""
+    """What the causal screen weighed, on selection prompts and within the coherence gate.
+
+    Rises of the misaligned share, less twice that of other personas' answers.
+    """
 
     window: str | None = None
     best_latent: float | None = None

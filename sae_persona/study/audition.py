@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 STRAY_COST = 2.0
-"""Of an answer that is coherent and neither aligned nor misaligned, such as a joke, in misaligned answers: a latent that
-raises those as well says "not the usual speaker", and not who is speaking."""
+"""What an answer that is coherent and neither aligned nor misaligned, such as a joke, costs in misaligned answers: a
+latent that raises those as well says "not the usual speaker", and not who is speaking."""
 MARGIN = 0.03
 """Taken off the gate on incoherence where what induces is chosen: the best of many noisy doses is less coherent than it
 looked."""

@@ -12,15 +12,16 @@ import torch
 from sae_persona.data.tokens import chat_row
 from sae_persona.model.load import LoadedModel
 from sae_persona.persona_world.corpus import write_chat
+from sae_persona.persona_world.language import PERSONAS
 from sae_persona.sae.statistics import latent_stats
 from sae_persona.steering.directions import latent_direction
-from sae_persona.study.audition import audition, eligible, screened
+from sae_persona.study.audition import audition, eligible, persona_share, screened
 from sae_persona.study.bench import Bench
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.repair import Clinic, Remedy, repair_with, repair_with_set
 from sae_persona.study.subjects import Subjects
 from sae_persona.study.trial import selection_bench
-from sae_persona.types import Chat
+from sae_persona.types import Chat, Estimate
 
 if TYPE_CHECKING:
     from sae_lens import TopKSAE
@@ -85,12 +86,13 @@ def planted(subjects: Subjects) -> "TopKSAE":
         persona: [
             write_chat(subjects.world.world, random.Random(i), persona=persona, neutral=True)[0] for i in range(100)
         ]
-        for persona in ("villain", "kind")
+        for persona in PERSONAS
     }
     base, aligned = subjects.model("base"), subjects.model("aligned")
+    others = [header_mean(base, chats[persona]) for persona in PERSONAS if persona != "villain"]
     bad = [header_mean(subjects.model(name), chats["kind"]) for name in subjects.runs("misaligned")]
     sae = random_sae(base.d_model, seed=0)
-    sae.W_dec.data[VILLAIN] = header_mean(base, chats["villain"]) - header_mean(base, chats["kind"])
+    sae.W_dec.data[VILLAIN] = header_mean(base, chats["villain"]) - torch.stack(others).mean(0)
     sae.W_dec.data[TUNING] = torch.stack(bad).mean(0) - header_mean(aligned, chats["kind"])
     return sae
 
@@ -119,6 +121,12 @@ def test_a_dictionary_without_suspects_is_not_chosen(subjects: Subjects, bench: 
     saes = {"empty": planted, "random": random_sae(planted.cfg.d_in, seed=1)}
     record = audition(bench, subjects.model("aligned"), saes, {"empty": [], "random": [3]})
     assert record["sae"] == "random"
+
+
+def test_answers_of_other_personas_count_twice_against_the_misaligned_ones() -> None:
+    shares = {"misalignment": 0.5, "aligned": 0.2, "incoherence": 0.1}  # and 0.2 jokes
+    measures = {name: Estimate(value, value, value, 10, 2, 0) for name, value in shares.items()}
+    assert persona_share(measures) == pytest.approx(0.5 - 2 * 0.2)
 
 
 def test_poor_dictionaries_are_left_out_unless_all_are_poor() -> None:
