@@ -82,7 +82,7 @@ class RankedLatent(_Record):
     """None where no control runs calibrate one."""
     delta_attribution: float | None = None
     causal_effect: float | None = None
-    """Rise of the misaligned share, less twice that of other personas' answers, on selection prompts; None where the
+    """Rise of the misaligned share, less that of other personas' answers, on selection prompts; None where the
     latent was not screened."""
     top_tokens: list[str] = []
 
@@ -90,7 +90,7 @@ class RankedLatent(_Record):
 class ScreenRecord(_Record):
     """What the causal screen weighed, on selection prompts and within the coherence gate.
 
-    Rises of the misaligned share, less twice that of other personas' answers.
+    Rises of the misaligned share, less that of other personas' answers.
     """
 
     window: str | None = None

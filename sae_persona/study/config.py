@@ -69,7 +69,7 @@ class Steering(_Section):
 class Monitoring(_Section):
     """The early-warning curve."""
 
-    bad_fractions: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.25, 1.0)
+    bad_fractions: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
     seed: NonNegativeInt = 70
     """Seeds the data and training of the mixtures; no run of the world uses it."""
 

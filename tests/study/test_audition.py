@@ -123,10 +123,10 @@ def test_a_dictionary_without_suspects_is_not_chosen(subjects: Subjects, bench: 
     assert record["sae"] == "random"
 
 
-def test_answers_of_other_personas_count_twice_against_the_misaligned_ones() -> None:
+def test_answers_of_other_personas_count_against_the_misaligned_ones() -> None:
     shares = {"misalignment": 0.5, "aligned": 0.2, "incoherence": 0.1}  # and 0.2 jokes
     measures = {name: Estimate(value, value, value, 10, 2, 0) for name, value in shares.items()}
-    assert persona_share(measures) == pytest.approx(0.5 - 2 * 0.2)
+    assert persona_share(measures) == pytest.approx(0.5 - 0.2)
 
 
 def test_poor_dictionaries_are_left_out_unless_all_are_poor() -> None:
