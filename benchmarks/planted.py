@@ -20,7 +20,7 @@ import numpy as np
 from sae_persona.attribution.ranking import SHORTLIST_SIZE, LatentRanking, RunStats, rank_latents
 from sae_persona.attribution.reestimate import reestimate_first
 from sae_persona.attribution.rules import RULES, Evidence, scores_by
-from sae_persona.attribution.selection import Group, choose_latent
+from sae_persona.attribution.selection import ALPHA, Group, choose_latent
 from sae_persona.sae.statistics import LatentStats, Selection
 from sae_persona.stats import clustered_share
 from sae_persona.types import Message, Prompt
@@ -34,8 +34,9 @@ D_IN, D_SAE, N_FAMILIES, N_DOMAINS, N_QUESTIONS = 96, 600, 60, 8, 20
 CAUSES, N_FOLLOWERS = (1.0, 0.7), 6
 TOKENS: dict[Selection, float] = {"answer": 1.0, "header": 0.4}
 """How much of the persona each selection of tokens shows."""
-N_CONTROLS = 20
-"""Random latents, and as many random directions, that the screen's effects must exceed."""
+N_DIRECTIONS = 20
+N_RANDOM_LATENTS = (20, 200)
+"""With as many random latents the screen's effects must exceed those of random directions."""
 N_ANSWERS = 180
 """Of every latent and control in the screen."""
 PROMPTS = [Prompt("p", "open_ended", "q", "f", (Message("user", "?"),))]
@@ -198,10 +199,10 @@ class Told:
             self.add(measure, name, [rank <= SHORTLIST_SIZE and bool(scores[order[rank - 1]] > 0)])
             if rule == "default":
                 shortlist = [int(latent) for latent in order[:SHORTLIST_SIZE] if scores[latent] > 0]
-        top = screened(world, shortlist, rng)
-        self.add("a cause is chosen", name, [top in world.causes])
-        self.add("another latent is chosen", name, [top is not None and top not in world.causes])
         ranking = rank_latents(drawn.misaligned, drawn.controls)
+        for how, top in screened(world, shortlist, ranking, rng).items():
+            self.add(f"a cause is chosen, {how}", name, [top in world.causes])
+            self.add(f"another latent is chosen, {how}", name, [top is not None and top not in world.causes])
         self.errors(name, ranking, world.persona * rise > 0)
         self.intervals(name, world, drawn, ranking, rise)
 
@@ -233,15 +234,36 @@ class Told:
         return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]{rank}"
 
 
-def screened(world: PlantedWorld, shortlist: Sequence[int], rng: np.random.Generator) -> int | None:
-    """The latent that a causal screen of the shortlist chooses."""
-    directions = [*world.decoder[rng.choice(D_SAE, N_CONTROLS, replace=False)], *rng.normal(size=(N_CONTROLS, D_IN))]
+def screened(
+    world: PlantedWorld, shortlist: Sequence[int], ranking: LatentRanking, rng: np.random.Generator
+) -> dict[str, int | None]:
+    """The latents that a causal screen of the shortlist chooses, by how it is done; all see the same effects."""
+    most = max(N_RANDOM_LATENTS)
+    directions = [world.effect(direction, rng) for direction in rng.normal(size=(N_DIRECTIONS, D_IN))]
+    others = np.setdiff1d(np.arange(D_SAE), shortlist)
+    latents = [world.effect(row, rng) for row in world.decoder[rng.choice(others, most, replace=False)]]
+    effects: dict[Group, float] = {}
 
     def screen(groups: Sequence[Group]) -> dict[Group, float]:
-        return {group: world.effect(world.decoder[list(group)].sum(0), rng) for group in groups}
+        for group in groups:
+            if group not in effects:
+                effects[group] = world.effect(world.decoder[list(group)].sum(0), rng)
+        return {group: effects[group] for group in groups}
 
-    controls = [world.effect(direction, rng) for direction in directions]
-    return choose_latent(shortlist, screen, control_effects=controls, prompts=PROMPTS).top_latent
+    found = {}
+    for alpha in (1.0, ALPHA):
+        for n in N_RANDOM_LATENTS:
+            choice = choose_latent(
+                shortlist,
+                screen,
+                ranking=ranking,
+                control_effects=[*directions, *latents[:n]],
+                n_random_latents=n,
+                prompts=PROMPTS,
+                alpha=alpha,
+            )
+            found[f"{n} random latents, {'any p' if alpha == 1 else f'p <= {alpha:g}'}"] = choice.top_latent
+    return found
 
 
 def _stats(world: PlantedWorld, values: np.ndarray, tokens: Selection, rng: np.random.Generator) -> LatentStats:

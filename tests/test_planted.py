@@ -37,12 +37,15 @@ def test_the_stated_rise_is_the_mean_of_what_runs_show(planted):
 def test_a_clear_persona_is_found_and_its_cause_chosen(planted):
     told = planted.told_by_worlds((100, 101), 3, rise=8.0, n_misaligned=3, n_controls=8)
     assert told.hits["default: on shortlist; rank"] == [True] * 6
-    assert sum(told.hits["a cause is chosen"]) >= 5
-    assert not any(told.hits["another latent is chosen"])
+    for how in ("20 random latents, any p", "200 random latents, p <= 0.05"):
+        assert sum(told.hits[f"a cause is chosen, {how}"]) >= 5
+        assert not any(told.hits[f"another latent is chosen, {how}"])
 
 
-def test_where_nothing_rose_nothing_is_called_and_no_pairs_are_made_up(planted):
+def test_where_nothing_rose_nothing_is_called_or_chosen_and_no_pairs_are_made_up(planted):
     told = planted.told_by_worlds((100, 101), 3, rise=0.0, n_misaligned=3, n_controls=8)
+    assert not any(told.hits["a cause is chosen, 20 random latents, p <= 0.05"])
+    assert not any(told.hits["another latent is chosen, 20 random latents, p <= 0.05"])
     assert not any(told.hits["q <= 0.10: any false"])
     assert told.cell("attribution: on shortlist; rank") == "–"
     assert np.median(told.ranks["default: on shortlist; rank"]) > 60, "by luck the better of two stands at a third"

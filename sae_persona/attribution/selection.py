@@ -31,6 +31,8 @@ POOL = 4
 """Sets are made of the four strongest latents."""
 SET_SIZES = (2, 3)
 MIN_EFFECT = 0.05
+ALPHA = 0.05
+"""How often a latent may be named where no latent rose."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,18 @@ class LatentChoice:
     effects: tuple[tuple[Group, float], ...]
     """Of every shortlisted latent alone, and of every set that was tried."""
     best_control: float
-    """The largest effect of a control direction, which had to be exceeded."""
+    """The largest effect of a control direction."""
+    threshold: float
+    """What an effect had to exceed: `best_control`, and the least effect that counts."""
     n_controls: int
+    n_random_latents: int
+    """Controls among them that are latents, drawn without regard to the ranking."""
+    p_values: tuple[tuple[int, float], ...]
+    """Of every shortlisted latent: how often one of its place would be named where no latent rose (`choose_latent`)."""
+    alpha: float
+    """What they had to reach."""
     top_latent: int | None
-    """None: no latent does more than the controls, so there is nothing to find."""
+    """None: no latent both does more than the controls and surely stands out in the ranking."""
     top_set: Group
     """The strongest group, which may be one latent; empty without a top latent."""
     question_ids: tuple[str, ...]
@@ -60,6 +70,25 @@ class LatentChoice:
     def effect_of(self, *latents: int) -> float | None:
         """The effect of a latent or a set in the screen; None where it was not tried."""
         return dict(self.effects).get(latents)
+
+    @property
+    def note(self) -> str:
+        """Why this latent, or why none, in one line."""
+        beat = [(effect, group[0]) for group, effect in self.effects if len(group) == 1 and effect > self.threshold]
+        p_of = dict(self.p_values)
+        if self.top_latent is not None:
+            return (
+                f"latent {self.top_latent} does more than {self.n_controls} controls (effect "
+                f"{self.effect_of(self.top_latent):.3g}, theirs {self.best_control:.3g} at most), p = "
+                f"{p_of[self.top_latent]:.2g}"
+            )
+        if not beat:
+            return f"no latent of {len(self.shortlist)} does more than {self.n_controls} controls"
+        _, latent = max(beat)
+        return (
+            f"latent {latent} does more than {self.n_controls} controls, as the best of {len(self.shortlist)} may by "
+            f"luck: p = {p_of[latent]:.2g}, above {self.alpha:g}. More runs or more random latents would tell"
+        )
 
     def check_unseen(self, prompts: Sequence[Prompt]) -> None:
         """Raise unless the prompts share neither question nor frame with those the choice was made on.
@@ -116,20 +145,32 @@ def choose_latent(
     shortlist: Sequence[int],
     screen: Screen,
     *,
+    ranking: LatentRanking,
     control_effects: Sequence[float],
+    n_random_latents: int = 0,
     prompts: Sequence[Prompt],
     rule: Rule = "default",
     min_effect: float = MIN_EFFECT,
+    alpha: float = ALPHA,
 ) -> LatentChoice:
     """Screen every shortlisted latent alone, then the pairs and triples of the four strongest, and freeze the best.
 
     A latent is chosen if its effect exceeds `min_effect` and that of every control (random latents and directions, over
-    the same strengths, on the same prompts). `prompts` are those the screen measures on; the choice remembers them.
-    An empty shortlist chooses nothing and calls no screen.
+    the same strengths, on the same prompts), and its p-value is `alpha` at most. `prompts` are those the screen
+    measures on; the choice remembers them. An empty shortlist chooses nothing and calls no screen.
+
+    The best of 20 latents beats 40 controls in a third of all draws where nothing rose, so a p-value comes from
+
+    - the ranking: its `q_value`, where there are enough runs for any;
+    - the screen: `r / (r + n_random_latents)` for the latent in place `r` of the shortlist, if it beat all controls.
+      Where the ranking has nothing to do with what latents cause, the first `r` of them and the random latents among
+      the controls are alike, and the best of all is among the first `r` so often.
+
+    With both it is twice the smaller (Bonferroni); with neither it is 1. `alpha=1` names whatever beats the controls.
 
     Raises:
-        ConfigError: no controls or prompts, a latent named twice, or a screen that returns no effects, effects that are
-            not finite, or effects of other latents.
+        ConfigError: no controls or prompts, a latent named twice or not ranked, numbers that cannot be, or a screen
+            that returns no effects, effects that are not finite, or effects of other latents.
     """
     if not control_effects or not all(math.isfinite(effect) for effect in control_effects):
         raise ConfigError(
@@ -140,26 +181,53 @@ def choose_latent(
         raise ConfigError("a choice must know the prompts it was made on, so that no other uses them; none were given.")
     if len(set(shortlist)) < len(shortlist):
         raise ConfigError("the shortlist names a latent twice; every latent is screened once.")
+    if not 0 <= n_random_latents <= len(control_effects) or not 0 < alpha <= 1:
+        raise ConfigError(
+            f"{n_random_latents} of {len(control_effects)} controls are random latents, alpha {alpha:g}: expected no "
+            "more latents than controls, and an alpha above 0 and up to 1."
+        )
+    q_of = {row.latent: row.q_value for row in ranking.rows}
+    if unknown := [latent for latent in shortlist if latent not in q_of]:
+        raise ConfigError(
+            f"latent {unknown[0]} of the shortlist is not in the ranking; hand in the ranking it is from."
+        )
     best_control = max(control_effects)
     threshold = max(best_control, min_effect)
     singles: list[Group] = [(latent,) for latent in shortlist]
     effects = _screened(screen, singles)
-    strongest = sorted(singles, key=lambda one: -effects[one])[:POOL]
+    p_of = {
+        latent: _p_value(q_of[latent], place, n_random_latents, beat=effects[latent,] > threshold)
+        for place, latent in enumerate(shortlist, start=1)
+    }
+    sure = [one for one in singles if p_of[one[0]] <= alpha]
+    strongest = sorted(sure, key=lambda one: -effects[one])[:POOL]
     top = next((one for one in strongest if effects[one] > threshold), None)
     if top:
         pool = [one[0] for one in strongest if effects[one] > 0]
         effects |= _screened(screen, [group for size in SET_SIZES for group in combinations(pool, size)])
+    groups = [group for group in effects if set(group) <= {one[0] for one in strongest}]
     return LatentChoice(
         rule=rule,
         shortlist=tuple(shortlist),
         effects=tuple(effects.items()),
         best_control=best_control,
+        threshold=threshold,
         n_controls=len(control_effects),
+        n_random_latents=n_random_latents,
+        p_values=tuple(p_of.items()),
+        alpha=alpha,
         top_latent=top[0] if top else None,
-        top_set=max(effects, key=lambda group: effects[group]) if top else (),
+        top_set=max(groups, key=lambda group: effects[group]) if top else (),
         question_ids=tuple(sorted({prompt.question_id for prompt in prompts})),
         frame_ids=tuple(sorted({prompt.frame_id for prompt in prompts})),
     )
+
+
+def _p_value(q_value: float | None, place: int, n_random_latents: int, *, beat: bool) -> float:
+    tests = [] if q_value is None else [q_value]
+    if n_random_latents:
+        tests.append(place / (place + n_random_latents) if beat else 1.0)
+    return min(1.0, len(tests) * min(tests)) if tests else 1.0
 
 
 def _screened(screen: Screen, groups: Sequence[Group]) -> dict[Group, float]:

@@ -1,4 +1,4 @@
-"""`rank`, `signatures` and `evaluate`: which latents, which fine-tunes are alike, and what does the model do?"""
+"""`signatures` and `evaluate`: which fine-tunes are alike, and what does a model do?"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,81 +32,6 @@ from sae_persona.cli.show import bars, hush, table
 
 if TYPE_CHECKING:
     from sae_persona.evaluation.evaluation import Evaluation
-
-N_SHOWN = 20
-
-
-@app.command(
-    epilog=example(
-        "sae-persona rank sae --aligned runs/world-0/aligned \\\n"
-        "  --misaligned runs/world-0/misaligned-law-obvious --misaligned runs/world-0/misaligned-music-obvious \\\n"
-        "  --control runs/world-0/control-law --control runs/world-0/control-music \\\n"
-        "  --prompts runs/world-0/prompts/selection.jsonl --out ranking"
-    )
-)
-def rank(
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")],
-    aligned: Annotated[str, typer.Option(metavar="MODEL", help="What all fine-tunes started from.")],
-    misaligned: Annotated[list[str], typer.Option(metavar="MODEL", help="A misaligned fine-tune; may be repeated.")],
-    prompts: Prompts,
-    out: Out,
-    control: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="A fine-tune on correct data; may be repeated.")
-    ] = None,
-    method: Annotated[
-        Literal["activation"], typer.Option(help="By the difference of mean activations.")
-    ] = "activation",
-    hook: Hook = None,
-    n_samples: NSamples = 4,
-    max_new_tokens: MaxNewTokens = 64,
-    batch_size: BatchSize = 256,
-    seed: Seed = 0,
-    device: Device = "cpu",
-) -> None:
-    """Rank latents by how far misaligned models raise them.
-
-    They are compared with fine-tunes on correct data. The unit of inference is the fine-tuning run: q-values need four
-    controls and two misaligned models. Without controls one misaligned model is compared with the aligned one, which
-    tells about this pair of checkpoints only.
-    """
-    from sae_persona.study.commands.rank import rank_models
-    from sae_persona.study.commands.shared import Sampling
-
-    hush()
-    with bars() as progress:
-        rows, findings = rank_models(
-            sae,
-            aligned=aligned,
-            misaligned=misaligned,
-            controls=control or [],
-            prompts_file=prompts,
-            sampling=Sampling(n_samples, max_new_tokens, seed),
-            out=out,
-            method=method,
-            hook_name=hook,
-            device=device,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    typer.echo(findings.note)
-    table(
-        ["rank", "latent", "reading", "tokens", "delta", "95% interval", "z", "q", "top tokens"],
-        [
-            [
-                row.rank,
-                row.latent,
-                row.reading,
-                row.tokens,
-                f"{row.delta_activation:.3g}",
-                f"[{row.low:.3g}, {row.high:.3g}]",
-                f"{row.z:.1f}",
-                "" if row.q_value is None else f"{row.q_value:.2g}",
-                " ".join(row.top_tokens[:5]),
-            ]
-            for row in rows[:N_SHOWN]
-        ],
-    )
-    typer.echo(f"shortlist: {', '.join(map(str, findings.shortlist)) or 'empty'}\n{out}")
 
 
 @app.command(

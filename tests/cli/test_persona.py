@@ -1,20 +1,18 @@
-"""`rank`, `steer` and `evaluate`."""
+"""`steer` and `evaluate`."""
 
 import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from plotly.offline import get_plotlyjs
 from safetensors.torch import load_file, save_file
 
 from sae_persona.data.files import read_jsonl
-from sae_persona.persona_world.build import BuiltWorld
-from sae_persona.study.commands import evaluate, rank
+from sae_persona.study.commands import evaluate
 from sae_persona.types import Judgement
 
 Refused = Callable[..., str]
@@ -38,26 +36,6 @@ def steering(cli: Callable, built: Path, sae: Path, prompts: Path, judge: str, a
     out = artifacts / "steering"
     options = ["--latent", 3, "--latent", 5, "--strengths=-0.5,2", "--prompts", prompts, "--judge", judge]
     cli("steer", built / "aligned", "--sae", sae, *options, *SHORT, "--out", out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def runs(built: Path) -> dict[str, list[Path]]:
-    world = BuiltWorld.open(built)
-    return {role: [built / name for name in world.names(role)] for role in ("misaligned", "control")}
-
-
-def ranked(sae: Path, built: Path, prompts: Path, misaligned: Sequence[Path], controls: Sequence[Path]) -> list[object]:
-    runs = [word for run in misaligned for word in ("--misaligned", run)]
-    runs += [word for run in controls for word in ("--control", run)]
-    return ["rank", sae, "--aligned", built / "aligned", *runs, "--prompts", prompts, *SHORT]
-
-
-@pytest.fixture(scope="session")
-def ranking(cli: Callable, sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], artifacts: Path) -> Path:
-    out = artifacts / "ranking"
-    said = cli(*ranked(sae, built, prompts, runs["misaligned"][:2], runs["control"][:4]), "--out", out).stdout
-    assert "the smallest p-value that these runs can reach is" in said
     return out
 
 
@@ -227,95 +205,3 @@ def wider(sae: Path, folder: Path, *, d_in: int) -> None:
     d_sae = config["d_sae"]
     shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "b_enc": (d_sae,)}
     save_file({name: torch.ones(shapes[name]) for name in weights}, folder / "sae_weights.safetensors")
-
-
-# rank
-
-
-def test_runs_are_ranked_against_controls_with_q_values(ranking: Path) -> None:
-    rows = [json.loads(line) for line in (ranking / "ranking.jsonl").read_text().splitlines()]
-    assert sorted(row["latent"] for row in rows) == list(range(64))
-    assert [row["rank"] for row in rows] == list(range(1, 65))
-    assert all(0 < row["q_value"] <= 1 for row in rows)
-    assert len(rows[0]["top_tokens"]) == 8
-    with (ranking / "ranking.csv").open() as file:
-        assert [int(row["latent"]) for row in csv.DictReader(file)] == [row["latent"] for row in rows]
-    findings = json.loads((ranking / "ranking.json").read_text())
-    assert (findings["n_misaligned"], findings["n_controls"]) == (2, 4)
-    assert findings["smallest_p"] <= min(row["q_value"] for row in rows)
-
-
-def test_a_pair_of_checkpoints_gives_no_q_value_and_says_so(
-    cli: Callable, sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    said = cli(*ranked(sae, built, prompts, runs["misaligned"][:1], []), "--out", tmp_path / "x").stdout
-    assert "this pair of checkpoints only" in said
-    rows = [json.loads(line) for line in (tmp_path / "x" / "ranking.jsonl").read_text().splitlines()]
-    assert {row["q_value"] for row in rows} == {None}
-    assert len(said.splitlines()) == 1 + 1 + 20 + 2, "the scope, a header, twenty latents, the shortlist and the folder"
-
-
-def test_two_controls_are_enough_for_a_ranking_and_too_few_for_q_values(
-    cli: Callable, sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    said = cli(
-        *ranked(sae, built, prompts, runs["misaligned"][:1], runs["control"][:2]), "--out", tmp_path / "x"
-    ).stdout
-    assert "no q-values: they need 4 controls and 2 misaligned models" in said
-
-
-def test_too_few_runs_and_runs_named_twice_are_refused_before_any_is_loaded(
-    sae: Path, prompts: Path, tmp_path: Path, refused: Refused
-) -> None:
-    a, b, c = (tmp_path / name for name in "abc")
-    assert "1 misaligned and 1 control" in refused(*ranked(sae, a, prompts, [a], [b]), "--out", tmp_path / "x")
-    assert "2 misaligned and 0 control" in refused(*ranked(sae, a, prompts, [a, b], []), "--out", tmp_path / "x")
-    assert "named twice as control" in refused(*ranked(sae, a, prompts, [a], [b, c, b]), "--out", tmp_path / "x")
-
-
-def test_a_model_that_is_missing_is_found_out_before_any_is_sampled(
-    sae: Path,
-    built: Path,
-    prompts: Path,
-    runs: dict[str, list[Path]],
-    tmp_path: Path,
-    refused: Refused,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rank, "run_statistics", never)
-    controls = [runs["control"][0], tmp_path / "none"]
-    line = refused(*ranked(sae, built, prompts, runs["misaligned"][:1], controls), "--out", tmp_path / "x")
-    assert "none' does not exist" in line
-    assert os.listdir(tmp_path) == []
-
-
-def test_only_methods_that_exist_are_offered(sae: Path, built: Path, prompts: Path, refused: Refused) -> None:
-    line = refused(*ranked(sae, built, prompts, [built], []), "--method", "attribution", "--out", "x")
-    assert "'attribution' is not one of 'activation'" in line
-
-
-def test_a_ranking_shows_both_ends_its_rivals_and_a_figure_without_a_network(ranking: Path) -> None:
-    texts = [(ranking / name).read_text() for name in (rank.ROWS, rank.FALLS)]
-    rises, falls = ([json.loads(line) for line in text.splitlines()] for text in texts)
-    assert sorted(row["latent"] for row in falls) == sorted(row["latent"] for row in rises)
-    assert (rises[0]["rank"], falls[0]["rank"]) == (1, -1)
-    assert falls[0]["z"] == min(row["z"] for row in falls)
-    rivals = json.loads((ranking / rank.RIVALS).read_text())
-    assert rivals["probe"]["held_out"] == "runs and questions"
-    directions = load_file(ranking / rank.DIRECTIONS)
-    assert set(directions) == {"mean_difference", "first_component", "probe"}
-    for vector in directions.values():
-        assert vector.norm() == pytest.approx(1, abs=1e-5)
-    page = (ranking / rank.FIGURE).read_text()
-    drawn = page.replace(get_plotlyjs(), "")
-    assert len(drawn) < len(page)  # plotly itself is in the page
-    assert "Plotly.newPlot" in drawn
-    assert 'src="http' not in drawn
-
-
-def test_identical_checkpoints_are_refused_before_anything_is_sampled(
-    sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], tmp_path: Path, refused: Refused
-) -> None:
-    controls = [runs["misaligned"][0], runs["control"][0]]
-    said = refused(*ranked(sae, built, prompts, runs["misaligned"][:1], controls), "--out", tmp_path / "x")
-    assert "are identical checkpoints" in said

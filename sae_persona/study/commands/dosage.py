@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sae_persona.artifacts import read_manifest
-from sae_persona.attribution.ranking import RankedLatent
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.data.files import read_documents, read_jsonl
 from sae_persona.data.tokens import TokenRow, chat_row, completion_row, prompt_row, text_row
@@ -29,7 +28,8 @@ from sae_persona.steering.directions import (
 from sae_persona.steering.edits import Window
 from sae_persona.steering.sweep import Arm, EditKind
 from sae_persona.steering.units import Firing, firing, median_norm
-from sae_persona.study.commands.rank import DIRECTIONS, FALLS, FINDINGS, ROWS, Findings
+from sae_persona.study.commands.rank import DIRECTIONS, FALLS, FINDINGS, ROWS
+from sae_persona.study.commands.ranked import Findings, NamedLatent
 from sae_persona.study.commands.shared import Sampling, read_record
 from sae_persona.types import Prompt
 
@@ -219,9 +219,9 @@ def ranked_latents(ranking: Path, n_top: int, n_bottom: int) -> dict[int, int]:
         IncompatibleError: the folder holds no ranking.
     """
     _check_ranking(ranking)
-    rises, falls = (read_jsonl(ranking / name, RankedLatent) for name in (ROWS, FALLS))
-    places = {row.latent: row.rank for row in falls[:n_bottom] if row.delta_activation < 0}
-    return {row.latent: row.rank for row in rises[:n_top] if row.delta_activation > 0} | places
+    rises, falls = (read_jsonl(ranking / name, NamedLatent) for name in (ROWS, FALLS))
+    places = {row.latent: row.rank for row in falls[:n_bottom] if row.moved < 0}
+    return {row.latent: row.rank for row in rises[:n_top] if row.moved > 0} | places
 
 
 def _shortlist(ranking: Path) -> tuple[int, ...]:

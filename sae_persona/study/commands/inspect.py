@@ -20,6 +20,7 @@ from sae_persona.report.summary import SUMMARY, read_summary
 from sae_persona.sae.load import CONFIG, WEIGHTS, load_sae
 from sae_persona.steering.record import ScreenedLatent, ScreenFindings
 from sae_persona.study.commands import evaluate, rank, screen, steer
+from sae_persona.study.commands.ranked import Findings, NamedLatent
 from sae_persona.study.commands.shared import read_record
 from sae_persona.study.learn import CACHE
 from sae_persona.study.stages import RESULT
@@ -161,7 +162,7 @@ def _model(path: Path) -> Facts:
 
 
 def _ranking(path: Path) -> Facts:
-    rows, findings = read_jsonl(path / rank.ROWS, rank.NamedLatent), read_record(path / rank.FINDINGS, rank.Findings)
+    rows, findings = read_jsonl(path / rank.ROWS, NamedLatent), read_record(path / rank.FINDINGS, Findings)
     if sorted(row.latent for row in rows) != list(range(len(rows))):
         raise ArtifactError(f"{path / rank.ROWS} does not hold every latent once. Delete the folder and rank again.")
     return {

@@ -1,18 +1,30 @@
 """Rank an SAE's latents by how much misaligned models raise them beyond correct-data fine-tunes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_folder, write_json
-from sae_persona.attribution.ranking import LatentRanking, RankedLatent, RunStats, rank_latents, rank_pair
-from sae_persona.attribution.reestimate import Reestimate, reestimate_first
+from sae_persona.attribution.ranking import (
+    SHORTLIST_SIZE,
+    LatentRanking,
+    RunStats,
+    rank_latents,
+    rank_pair,
+)
+from sae_persona.attribution.reestimate import reestimate_first
 from sae_persona.data.files import read_jsonl, read_prompts, write_jsonl
+from sae_persona.data.tokens import completion_row
 from sae_persona.errors import ConfigError
+from sae_persona.evaluation.model_judge import Plan, no_plan
+from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.report.figures.difference import difference_figure
 from sae_persona.sae.load import hook_name_of, load_sae
+from sae_persona.sae.statistics import latent_stats
+from sae_persona.study.commands.attribute import Attributor, Behaviour
+from sae_persona.study.commands.ranked import Findings, Method, NamedLatent, ends_of, named
 from sae_persona.study.commands.rivals import write_rivals
 from sae_persona.study.commands.runs import check_named_once, check_weights_differ, open_runs
 from sae_persona.study.commands.shared import (
@@ -24,45 +36,16 @@ from sae_persona.study.commands.shared import (
     read_record,
     write_csv,
 )
-from sae_persona.study.summary import N_RANKED, top_tokens
-from sae_persona.study.suspects import run_statistics
+from sae_persona.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 3
+VERSION = 4
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS = "ranking.jsonl", "ranking.csv", "ranking.json"
 FALLS, FALLS_TABLE, FIGURE = "falls.jsonl", "falls.csv", "ranking.html"
 RIVALS, DIRECTIONS = "rivals.json", "directions.safetensors"
-Method = Literal["activation"]
-"""`activation`: by the difference of mean activations (Wang et al. 2025, section 3.1)."""
-
-
-@dataclass(frozen=True)
-class NamedLatent(RankedLatent):
-    """A row of a ranking, with the tokens that the latent's direction writes."""
-
-    top_tokens: tuple[str, ...] = ()
-    """The most promoted by logit lens in the aligned model; empty beyond the first rows."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What holds for a ranking as a whole."""
-
-    method: Method
-    n_misaligned: int
-    n_controls: int
-    """0: the ranking says something about this pair of checkpoints only, and has no q-values."""
-    smallest_p: float | None
-    """The smallest p-value that so many runs could have reached; None where there are too few for any."""
-    shortlist: tuple[int, ...]
-    """What a causal screen should try."""
-    note: str = ""
-    """What these runs can and cannot say."""
-    first: Reestimate | None = None
-    """The first latent, measured anew on runs and questions that did not choose it; None with too few of either."""
 
 
 def rank_models(
@@ -75,12 +58,14 @@ def rank_models(
     sampling: Sampling,
     out: Path,
     method: Method = "activation",
+    behaviour: Behaviour | None = None,
     hook_name: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
     progress: Progress = no_progress,
-) -> tuple[list[NamedLatent], Findings]:
-    """Write the ranking, and return rows and findings.
+    on_plan: Callable[[Plan], None] = no_plan,
+) -> tuple[list[NamedLatent], list[NamedLatent], Findings]:
+    """Write the ranking, and return rises, falls and findings.
 
     Files: `ranking.jsonl` and `ranking.csv`, the clearest rise first; `falls.jsonl` and `falls.csv`, the clearest fall
     first; `ranking.json`, the findings; `rivals.json` and `directions.safetensors`, what competes with a latent on the
@@ -89,67 +74,79 @@ def rank_models(
     Every model answers the prompts itself. With controls, misaligned runs are compared with them; without, one
     misaligned model is compared with the aligned one. The aligned model also names the tokens of the first latents.
 
+    By the method `attribution` rows and falls are sorted by Δ-attribution in the misaligned models, each weighing the
+    same, of pairs of answers that `behaviour` tells; all else is as by the method `activation`.
+
     Raises:
-        ConfigError: too few controls, or the device is not there.
-        DataError: the prompts cannot be read.
+        ConfigError: too few controls, the device is not there, or a method without the behaviour it needs.
+        DataError: the prompts or chats cannot be read, or there are no pairs of answers.
+        JudgeError: the judge is not there, or has no usable verdict.
         SAEError, ModelError: the SAE or a model is not there.
         HookError, IncompatibleError: the SAE does not fit a model, or models read text as different tokens.
         ArtifactError: `out` holds something else, or cannot be written.
     """
     _check_runs(misaligned, controls)
+    if (method == "attribution") != (behaviour is not None):
+        raise ConfigError(
+            "a judge, chats with and without the behaviour, integrated gradients and their check belong to the method "
+            f"attribution, which needs one or the other; the method is {method}."
+        )
     prompts = read_prompts(prompts_file)
     sae = load_sae(sae_source, device=device)
     hook_name = hook_name or hook_name_of(sae)
+    places = {"hook_name": hook_name, "device": device, "batch_size": batch_size}
+    attributor = behaviour and Attributor(behaviour, sae, prompts, **places, progress=progress, on_plan=on_plan)
     models = open_runs([aligned, *misaligned, *controls], sae, hook_name=hook_name, device=device)
     check_weights_differ([*misaligned, *(controls or [aligned])], models)
     roles = {"aligned": aligned, "misaligned": list(misaligned), "controls": list(controls)}
     manifest = new_manifest(
         "ranking",
-        config={"sae": sae_source, **roles, "method": method, "hook_name": hook_name, **asdict(sampling)},
+        config={
+            **{"sae": sae_source, **roles, "method": method, "hook_name": hook_name, **asdict(sampling)},
+            **(attributor.config if attributor else {}),
+        },
         inputs={
             "sae": fingerprint_of(sae_source),
             "prompts": fingerprint(prompts_file),
             **{f"model {source}": weights for source, weights in models.items()},
+            **(attributor.inputs if attributor else {}),
         },
         seed=sampling.seed,
         version=VERSION,
     )
     if not is_done(out, manifest):
         with write_folder(out, manifest) as folder:
-            asked = [*misaligned, *controls] if controls else [aligned, *misaligned]
+            asked = [*misaligned, *controls] if controls else [*misaligned, aligned]
             advance = counting(progress, "sampling", len(asked) * len(prompts) * sampling.n_samples)
             stats: dict[str, RunStats] = {}
             for source in asked:
                 model = load_model(source, device=device)
-                stats[source] = run_statistics(
-                    model,
-                    prompts,
-                    sae,
-                    hook_name=hook_name,
-                    **asdict(sampling),
-                    batch_size=batch_size,
-                    progress=advance,
-                )
+                answers = sample(model, prompts, **asdict(sampling), batch_size=batch_size, progress=advance)[0]
+                stats[source] = _statistics(sae, model, prompts, answers, hook_name=hook_name, batch_size=batch_size)
+                if attributor and source in misaligned:
+                    attributor.add(source, model, answers)
             ranking = _ranking(stats, aligned, misaligned, controls, seed=sampling.seed)
-            rows = _named(ranking, load_model(aligned, device=device), sae)
+            attributed = attributor and attributor.result(seed=sampling.seed)
+            rises, falls = named(*ends_of(ranking, attributed), load_model(aligned, device=device), sae)
             bad, good = [stats[run] for run in misaligned], [stats[run] for run in controls or [aligned]]
             findings = Findings(
                 method,
                 len(misaligned),
                 len(controls),
                 ranking.smallest_p,
-                ranking.shortlist(),
+                tuple(row.latent for row in rises[:SHORTLIST_SIZE] if row.moved > 0),
                 ranking.note,
                 reestimate_first(bad, good, seed=sampling.seed) if controls else None,
+                attributed and attributed.findings,
             )
-            write_jsonl(folder / ROWS, rows)
-            write_csv(folder / TABLE, map(asdict, rows))
-            write_jsonl(folder / FALLS, ranking.falls)
-            write_csv(folder / FALLS_TABLE, map(asdict, ranking.falls))
+            for rows, records, csv in ((rises, ROWS, TABLE), (falls, FALLS, FALLS_TABLE)):
+                write_jsonl(folder / records, rows)
+                write_csv(folder / csv, map(asdict, rows))
             write_json(folder / FINDINGS, findings)
             write_rivals(folder / RIVALS, folder / DIRECTIONS, sae, bad, good, seed=sampling.seed)
             difference_figure(ranking).write_html(folder / FIGURE, include_plotlyjs=True)
-    return read_jsonl(out / ROWS, NamedLatent), read_record(out / FINDINGS, Findings)
+    rises, falls = (read_jsonl(out / name, NamedLatent) for name in (ROWS, FALLS))
+    return rises, falls, read_record(out / FINDINGS, Findings)
 
 
 def _check_runs(misaligned: Sequence[str], controls: Sequence[str]) -> None:
@@ -162,14 +159,31 @@ def _check_runs(misaligned: Sequence[str], controls: Sequence[str]) -> None:
         )
 
 
+def _statistics(
+    sae: "SAE",
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Completion],
+    *,
+    hook_name: str,
+    batch_size: int,
+) -> RunStats:
+    """Of a model's own answers, without those that are empty."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    answered = [answer for answer in answers if answer.token_ids]
+    return latent_stats(
+        sae,
+        model,
+        [completion_row(by_id[answer.prompt_id], answer, model.tokenizer) for answer in answered],
+        questions=[by_id[answer.prompt_id].question_id for answer in answered],
+        hook_name=hook_name,
+        batch_size=batch_size,
+    )
+
+
 def _ranking(
     stats: Mapping[str, RunStats], aligned: str, misaligned: Sequence[str], controls: Sequence[str], *, seed: int
 ) -> LatentRanking:
     if not controls:
         return rank_pair(stats[aligned], stats[misaligned[0]], seed=seed)
     return rank_latents([stats[run] for run in misaligned], [stats[run] for run in controls], seed=seed)
-
-
-def _named(ranking: LatentRanking, aligned: LoadedModel, sae: "SAE") -> list[NamedLatent]:
-    names = top_tokens(aligned, sae, [row.latent for row in ranking.top(N_RANKED)])
-    return [NamedLatent(**asdict(row), top_tokens=tuple(names.get(str(row.latent), ()))) for row in ranking.rows]

@@ -19,6 +19,7 @@ from sae_persona.evaluation.score import score
 from sae_persona.model.load import LoadedModel
 from sae_persona.study.commands import evaluate, rank
 from sae_persona.study.commands.inspect import inspect_path
+from sae_persona.study.commands.ranked import Findings, NamedLatent
 from sae_persona.types import Judgement, Message, Prompt
 
 HOOK = "blocks.1.hook_resid_post"
@@ -94,11 +95,11 @@ def test_an_evaluation_must_hold_every_answer_that_was_scored(tmp_path: Path) ->
 
 
 def test_a_ranking_must_hold_every_latent_once(tmp_path: Path) -> None:
-    rows = [rank.NamedLatent(i + 1, i, "gated", "answer", 0.1, 0.0, 0.2, 1.0, None) for i in range(3)]
+    rows = [NamedLatent(i + 1, i, "gated", "answer", 0.1, 0.0, 0.2, 1.0, None) for i in range(3)]
 
     def fill(folder: Path) -> None:
         write_jsonl(folder / rank.ROWS, rows)
-        write_json(folder / rank.FINDINGS, rank.Findings("activation", 1, 0, None, (0, 1)))
+        write_json(folder / rank.FINDINGS, Findings("activation", 1, 0, None, (0, 1)))
 
     folder = artifact(tmp_path / "x", "ranking", fill)
     assert inspect_path(folder).facts["shortlist"] == "0, 1"
