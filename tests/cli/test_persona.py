@@ -13,17 +13,11 @@ from plotly.offline import get_plotlyjs
 from safetensors.torch import load_file, save_file
 
 from sae_persona.data.files import read_jsonl
-from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.study.commands import evaluate, rank
 from sae_persona.types import Judgement
 
 Refused = Callable[..., str]
 SHORT = ["--n-samples", 2, "--max-new-tokens", 4]
-
-
-@pytest.fixture(scope="session")
-def judge(built: Path) -> str:
-    return f"world:{built}"
 
 
 @pytest.fixture(scope="session")
@@ -41,24 +35,10 @@ def steering(cli: Callable, built: Path, sae: Path, prompts: Path, judge: str, a
     return out
 
 
-@pytest.fixture(scope="session")
-def runs(built: Path) -> dict[str, list[Path]]:
-    world = BuiltWorld.open(built)
-    return {role: [built / name for name in world.names(role)] for role in ("misaligned", "control")}
-
-
 def ranked(sae: Path, built: Path, prompts: Path, misaligned: Sequence[Path], controls: Sequence[Path]) -> list[object]:
     runs = [word for run in misaligned for word in ("--misaligned", run)]
     runs += [word for run in controls for word in ("--control", run)]
     return ["rank", sae, "--aligned", built / "aligned", *runs, "--prompts", prompts, *SHORT]
-
-
-@pytest.fixture(scope="session")
-def ranking(cli: Callable, sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], artifacts: Path) -> Path:
-    out = artifacts / "ranking"
-    said = cli(*ranked(sae, built, prompts, runs["misaligned"][:2], runs["control"][:4]), "--out", out).stdout
-    assert "the smallest p-value that these runs can reach is" in said
-    return out
 
 
 def never(*_arguments: object, **_options: object) -> None:
