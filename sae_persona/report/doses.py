@@ -60,15 +60,15 @@ def sentences(findings: SteeringFindings) -> list[str]:
         )
         if price:
             told.append(
-                f"There it costs {nats(price.added)} of cross-entropy per token of benign text, from "
-                f"{price.ce_unsteered:.3f}, and its KL divergence is {price.kl:.3f}."
+                f"There the cross-entropy of benign text moves {nats(price.added)} per token, from "
+                f"{price.ce_unsteered:.3f}; the KL divergence from the unsteered model is {price.kl:.3f}."
             )
     for one in findings.arms:
         if one.direct_effect:
             written = [
                 f"{group} {effect.cosine:+.2f} (z {effect.z:+.1f})" for group, effect in one.direct_effect.items()
             ]
-            told.append(f"{arm_name(one.arm, one.name)} by itself writes {listed(written)}.")
+            told.append(f"What {arm_name(one.arm, one.name)} writes by itself: {listed(written)}.")
     for kind, control in findings.controls.items():
         told.append(
             f"{control.n} {_KINDS[kind]} move them {100 * control.median:.1f} points in the median and "

@@ -102,8 +102,8 @@ def test_prices_and_direct_effects_are_told_and_shown(priced: Path, artifacts: P
     assert arm["price"] == dose["price"]
     said = (artifacts / "priced.txt").read_text()
     assert said.splitlines()[0].split()[-2:] == ["cross-entropy", "KL"]
-    assert f"and its KL divergence is {arm['price']['kl']:.3f}." in said
-    assert f"by itself writes harm {arm['direct_effect']['harm']['cosine']:+.2f} (z " in said
+    assert f"; the KL divergence from the unsteered model is {arm['price']['kl']:.3f}." in said
+    assert f"What latent 3 writes by itself: harm {arm['direct_effect']['harm']['cosine']:+.2f} (z " in said
     page = (priced / "steering.html").read_text()
     assert "KL divergence from the unsteered model" in page
     assert "What the directions write by themselves" in page
@@ -116,7 +116,7 @@ def test_without_texts_and_words_nothing_is_said_of_them(
     options = ["--latent", 3, "--strengths", 1, "--prompts", prompts, "--judge", judge, *SHORT]
     said = cli("steer", built / "aligned", "--sae", sae, *options, "--out", tmp_path / "x").stdout
     page = (tmp_path / "x" / "steering.html").read_text()
-    for missing in ("cross-entropy", "by itself writes", "What the directions write"):
+    for missing in ("cross-entropy", "writes by itself", "What the directions write"):
         assert missing not in said + page
     assert {dose["price"] for dose in rows_of(tmp_path / "x" / "doses.jsonl")} == {None}
 
