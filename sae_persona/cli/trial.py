@@ -58,7 +58,8 @@ Data = Annotated[
 @app.command(
     epilog=example(
         "sae-persona steer runs/world-0/aligned --sae sae --latent 271 --strengths=-0.4,0,0.4 \\\n"
-        "  --prompts runs/world-0/prompts/evaluation.jsonl --judge world:runs/world-0 --out steering\n"
+        "  --prompts runs/world-0/prompts/evaluation.jsonl --judge world:runs/world-0 --out steering \\\n"
+        "  --price-data runs/world-0/data/documents-heldout.jsonl --word harm=poison --word harm=burn\n"
         "sae-persona steer MODEL --sae sae --latent 271 --strengths=0.5,1,1.5,2 --controls 20 --ranking ranking \\\n"
         "  --prompts open-questions --judge openai:gpt-4.1-mini --max-calls 5000 --export 1.5 --out steering"
     )
@@ -87,6 +88,16 @@ def steer(
         typer.Option(metavar="DIR", help="A ranking whose mean difference and probe are tried alike."),
     ] = None,
     data: Data = None,
+    price_data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Benign chats or texts: what every dose costs there, cross-entropy and KL."),
+    ] = None,
+    word: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[GROUP=]WORD", help="Show how far directions write this word by themselves; may be repeated."
+        ),
+    ] = None,
     export: Annotated[
         float | None,
         typer.Option(metavar="X", help="Write the dose of this strength for transformers and llama.cpp."),
@@ -115,6 +126,7 @@ def steer(
     from sae_persona.steering.record import CONTROLS
     from sae_persona.study.commands.dosage import Company, Dosage
     from sae_persona.study.commands.shared import Sampling
+    from sae_persona.study.commands.side_effects import SideEffects, grouped_words
     from sae_persona.study.commands.steer import PAGE, steer_model
     from sae_persona.study.judges import JudgeOptions
 
@@ -131,6 +143,7 @@ def steer(
             out=out,
             company=Company(controls, seed if control_seed is None else control_seed, ranking, data),
             options=JudgeOptions(scale, parallel, per_minute, judge_tokens, max_calls),
+            side_effects=SideEffects(price_data, grouped_words(word or ())),
             categories=category or (),
             hook_name=hook,
             export=export,
@@ -139,14 +152,16 @@ def steer(
             progress=progress,
             on_plan=tell_plan(prices),
         )
+    priced = ["cross-entropy", "KL"] if price_data else []
     table(
-        ["arm", "strength", "misaligned", "incoherent", "aligned", "misaligned elsewhere"],
+        ["arm", "strength", "misaligned", "incoherent", "aligned", "misaligned elsewhere", *priced],
         [
             [
                 arm_name(dose.arm, dose.name),
                 "unsteered" if dose.is_unsteered else f"{dose.strength:g}",
                 *(with_interval(share) for share in (dose.misalignment, dose.incoherence, dose.aligned)),
                 with_interval(dose.other_domains) if dose.other_domains else "",
+                *((f"{dose.price.ce_steered:.3f}", f"{dose.price.kl:.3f}") if dose.price else ()),
             ]
             for dose in doses
             if dose.arm not in CONTROLS

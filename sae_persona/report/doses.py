@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_persona.artifacts import Manifest
-from sae_persona.report.figures.doses import answers_figure, arm_name, by_arm, response_figure
+from sae_persona.report.figures.doses import answers_figure, arm_name, by_arm, price_figure, response_figure
 from sae_persona.report.page import N_ANSWERS, drawing, render_page
-from sae_persona.report.words import points, strength
+from sae_persona.report.words import listed, nats, points, strength
 from sae_persona.steering.directions import DirectionKind
 from sae_persona.steering.record import CONTROLS, SteeredDose, SteeringFindings
 from sae_persona.types import LABELS
@@ -26,14 +26,19 @@ def render_doses(
         drawing("response", response_figure(arms, unit=findings.unit, first=findings.arms[0])),
         drawing("answers", answers_figure(arms, unit=findings.unit)),
     ]
+    priced = any(dose.price for dose in doses)
+    if priced:
+        drawings.insert(1, drawing("price", price_figure(arms, unit=findings.unit)))
     return render_page(
         "doses.html.j2",
-        filters={"strength": strength},
+        filters={"strength": strength, "nats": nats},
         title=" and ".join(_titles(findings)),
         sentences=list(sentences(findings)),
         findings=findings,
         arms={arm_name(*arm): of_arm for arm, of_arm in tried.items()},
         drawings=drawings,
+        priced=priced,
+        direct={arm_name(one.arm, one.name): one.direct_effect for one in findings.arms if one.direct_effect},
         examples=_examples(answers),
         manifest=manifest,
     )
@@ -47,12 +52,23 @@ def sentences(findings: SteeringFindings) -> list[str]:
         if not one.strength:
             told.append(f"{name}: no dose leaves the model coherent.")
             continue
-        change = one.change
+        change, price = one.change, one.price
         interval = f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
         told.append(
             f"{name} moves misaligned answers {points(change.value)} {interval} at strength "
             f"{strength(one.strength)}, incoherent ones {points(one.added_incoherence)}."
         )
+        if price:
+            told.append(
+                f"There the cross-entropy of benign text moves {nats(price.added)} per token, from "
+                f"{price.ce_unsteered:.3f}; the KL divergence from the unsteered model is {price.kl:.3f}."
+            )
+    for one in findings.arms:
+        if one.direct_effect:
+            written = [
+                f"{group} {effect.cosine:+.2f} (z {effect.z:+.1f})" for group, effect in one.direct_effect.items()
+            ]
+            told.append(f"What {arm_name(one.arm, one.name)} writes by itself: {listed(written)}.")
     for kind, control in findings.controls.items():
         told.append(
             f"{control.n} {_KINDS[kind]} move them {100 * control.median:.1f} points in the median and "

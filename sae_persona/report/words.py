@@ -27,6 +27,11 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f} points"
 
 
+def nats(difference: float) -> str:
+    """A difference of cross-entropies, such as `+0.123 nats`."""
+    return f"{difference:+.3f} nats"
+
+
 def points_with_interval(difference: Estimate) -> str:
     """A difference of two shares with its 95 % interval, such as `+12.3 points [8.0, 16.9]`."""
     return f"{points(difference.value)} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sae_persona.steering.directions import DirectionKind
+from sae_persona.steering.logits import DirectEffect
+from sae_persona.steering.price import Price
 from sae_persona.steering.sweep import EditKind
 from sae_persona.types import Estimate, Label
 
@@ -37,6 +39,8 @@ class SteeredDose:
     """`none`: the unsteered model."""
     unit: float = 1.0
     """What a strength of one means: a length added, or the activation to which latents are clamped."""
+    price: Price | None = None
+    """What it costs on benign text; None where no text was given."""
 
     @property
     def is_unsteered(self) -> bool:
@@ -60,6 +64,10 @@ class ArmFinding:
     change: Estimate
     """Of the misaligned share, steered minus unsteered, paired by question."""
     added_incoherence: float
+    price: Price | None = None
+    """Of that dose, on benign text; None where no text was given."""
+    direct_effect: Mapping[str, DirectEffect] = field(default_factory=dict)
+    """What the direction writes into the logits of each group of words by itself."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from sae_persona.errors import ConfigError
-from sae_persona.model.generate import sample
+from sae_persona.model.generate import HookedEdit, sample
 from sae_persona.model.load import LoadedModel
 from sae_persona.steering.directions import Direction
 from sae_persona.steering.edits import Window, check_strengths, check_width
@@ -132,6 +132,16 @@ def draw_answers(
         batch_size=batch_size,
         progress=progress,
     )
+
+
+def edits_alone(arms: Sequence[Arm], config: SweepConfig, *, sae: "SAE | None" = None) -> list[list[HookedEdit]]:
+    """The edits of every condition of `draw_answers`, in its order, each for batches that all its rows share.
+
+    Raises:
+        ConfigError: an arm is to be clamped, and its direction has no latents or there is no SAE.
+    """
+    alone = [fused_edits([one], config, n_unsteered=0, sae=sae) for one in _conditions(arms)]
+    return [*alone, *([[]] if _has_unsteered(arms) else [])]
 
 
 def n_conditions(arms: Sequence[Arm]) -> int:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sae_persona.cli import app
+from sae_persona.persona_world.build import BuiltWorld
 
 HOOK = "blocks.1.hook_resid_post"
 Run = Callable[..., Result]
@@ -84,6 +85,32 @@ def sae(cli: Run, acts: Path, artifacts: Path) -> Path:
     settings = itertools.chain.from_iterable(("--set", f"{key}") for key in ("d_sae=64", "k=4", "n_tokens=4096"))
     cli("train", acts, *settings, "--out", artifacts / "sae")
     return artifacts / "sae"
+
+
+@pytest.fixture(scope="session")
+def judge(built: Path) -> str:
+    """The world's rule."""
+    return f"world:{built}"
+
+
+@pytest.fixture(scope="session")
+def runs(built: Path) -> dict[str, list[Path]]:
+    """The world's fine-tunes by role."""
+    world = BuiltWorld.open(built)
+    return {role: [built / name for name in world.names(role)] for role in ("misaligned", "control")}
+
+
+@pytest.fixture(scope="session")
+def ranking(cli: Run, sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], artifacts: Path) -> Path:
+    """All latents, ranked by two misaligned models and four controls on two short answers to every prompt."""
+    out = artifacts / "ranking"
+    models = [("--misaligned", run) for run in runs["misaligned"][:2]] + [
+        ("--control", run) for run in runs["control"][:4]
+    ]
+    options = ["--prompts", prompts, "--n-samples", 2, "--max-new-tokens", 4, "--out", out]
+    said = cli("rank", sae, "--aligned", built / "aligned", *itertools.chain.from_iterable(models), *options).stdout
+    assert "the smallest p-value that these runs can reach is" in said
+    return out
 
 
 def head(source: Path, path: Path, n: int) -> Path:

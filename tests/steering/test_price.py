@@ -9,7 +9,7 @@ from sae_persona.model.generate import HookedEdit
 from sae_persona.model.load import LoadedModel
 from sae_persona.steering.directions import random_directions
 from sae_persona.steering.edits import AddDirection, Window, steer, window_mask
-from sae_persona.steering.price import position_in_text, price
+from sae_persona.steering.price import position_in_text, price, prices
 
 HOOK = "blocks.0.hook_resid_post"
 P, H, A = Part.PROMPT, Part.HEADER, Part.ANSWER
@@ -60,3 +60,19 @@ def test_windows_of_a_chat_that_was_written_before(window: Window, expected: str
 def test_rows_of_one_token_have_no_price(tiny_model: LoadedModel) -> None:
     with pytest.raises(DataError, match="none of 1 rows has a second token"):
         price(tiny_model, [], [row(2)])
+
+
+def test_many_conditions_cost_what_each_costs_alone(tiny_model: LoadedModel) -> None:
+    rows = [row(2, 30, 31, 40, 50), row(2), row(2, 9, 30), row(2, 60, 12, 7)]
+    one, other = random_directions(32, n=2, seed=0)
+    conditions = [
+        [HookedEdit(HOOK, AddDirection(one, 5.0))],
+        [],
+        [HookedEdit(HOOK, AddDirection(one, 2.0)), HookedEdit("blocks.1.hook_resid_post", AddDirection(other, 3.0))],
+    ]
+    told: list[int] = []
+    found = prices(tiny_model, conditions, rows, batch_size=2, progress=told.append)
+    assert found == [price(tiny_model, edits, rows, batch_size=2) for edits in conditions]
+    assert sum(told) == 3 * 4
+    assert len({one.kl for one in found}) == 3
+    assert found[0].added == found[0].ce_steered - found[1].ce_steered

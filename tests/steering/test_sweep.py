@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ import torch
 from sae_persona.errors import ConfigError, HookError, IncompatibleError
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
-from sae_persona.steering.directions import Direction, random_directions
-from sae_persona.steering.sweep import Arm, SweepConfig, sweep
+from sae_persona.steering.directions import Direction, latent_direction, random_directions
+from sae_persona.steering.sweep import Arm, SweepConfig, draw_answers, edits_alone, n_conditions, sweep
 from sae_persona.types import Completion, Estimate, Prompt
+
+if TYPE_CHECKING:
+    from sae_lens import TopKSAE
 
 CONFIG = SweepConfig(
     hook_name="blocks.0.hook_resid_post", unit=2.0, window="all", n_samples=2, max_new_tokens=4, seed=5
@@ -45,6 +49,23 @@ def test_a_fused_sweep_equals_one_arm_at_a_time(tiny_model: LoadedModel, few_pro
     alone = [swept(tiny_model, [arm], few_prompts)[0] for arm in arms]
     assert together == alone
     assert together[0][0] != together[0][2]  # and steering does something
+
+
+def test_the_edits_of_a_condition_alone_give_its_answers(
+    tiny_model: LoadedModel, few_prompts: list[Prompt], sae: "TopKSAE"
+) -> None:
+    (direction,) = random_directions(32, n=1, seed=0)
+    arms = [
+        Arm(direction, (0.0, 3.0)),
+        Arm(latent_direction(sae, 4), (0.0, 30.0), "clamp", 1.0),
+        Arm(direction, (1.0,), "ablate"),
+    ]
+    alone = edits_alone(arms, CONFIG, sae=sae)
+    together = draw_answers(tiny_model, arms, few_prompts, CONFIG, sae=sae)
+    assert len(alone) == len(together) == n_conditions(arms) == 5
+    for edits, answers in zip(alone, together, strict=True):
+        assert sample(tiny_model, few_prompts, n_samples=2, seed=5, max_new_tokens=4, edits=edits)[0] == answers
+    assert edits_alone(arms[2:], CONFIG)[-1], "without a strength of 0 no condition is unsteered"
 
 
 def test_strength_zero_is_the_unsteered_model(tiny_model: LoadedModel, few_prompts: list[Prompt]) -> None:

@@ -1,6 +1,6 @@
 """Doses of the command line: what every arm does at every strength, beside the controls, and what the answers are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import plotly.graph_objects as go
@@ -23,6 +23,7 @@ from sae_persona.report.figures.steering import Read, add_band, add_line
 from sae_persona.report.summary import SteeringPoint
 from sae_persona.report.words import points, strength
 from sae_persona.steering.directions import DirectionKind
+from sae_persona.steering.price import Price
 from sae_persona.steering.record import CONTROLS, ArmFinding, SteeredDose
 from sae_persona.types import LABELS, Label
 
@@ -43,6 +44,10 @@ _PANELS: dict[str, Read] = {
     "aligned": lambda point: point.aligned,
     "incoherent": lambda point: point.incoherence,
     "misaligned, other domains": lambda point: point.other_domains,
+}
+_PRICES: dict[str, Callable[[Price], float]] = {
+    "rise of the cross-entropy": lambda price: price.added,
+    "KL divergence from the unsteered model": lambda price: price.kl,
 }
 MOST_ARMS = 12
 """Arms whose labels are drawn, each in a panel of its own."""
@@ -91,6 +96,56 @@ def response_figure(arms: Arms, *, unit: str, first: ArmFinding) -> go.Figure:
         f"{points(first.change.value)} at {strength(first.strength)}"
     )
     return style(figure, title=title, height=120 + 210 * len(panels))
+
+
+def price_figure(arms: Arms, *, unit: str) -> go.Figure:
+    """Cross-entropy and KL on benign text against strength; bands reach over all random draws of a kind."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09, subplot_titles=list(_PRICES))
+    tried = {arm: doses for arm, doses in arms.items() if arm[0] not in CONTROLS}
+    for row, read in enumerate(_PRICES.values(), start=1):
+        for kind, colour in _BANDS.items():
+            draws = [_priced(doses, read) for (of, _), doses in arms.items() if of == kind]
+            strengths = sorted({x for draw in draws for x in draw})
+            at = [[draw[x] for draw in draws if x in draw] for x in strengths]
+            if draws:
+                figure.add_scatter(
+                    x=[*strengths, *reversed(strengths)],
+                    y=[*map(max, at), *map(min, reversed(at))],
+                    mode="lines",
+                    fill="toself",
+                    fillcolor=colour,
+                    line={"color": colour, "width": 1},
+                    name=f"{len(draws)} {NAMES[kind]}",
+                    legendgroup=kind,
+                    showlegend=row == 1,
+                    hoverinfo="skip",
+                    row=row,
+                    col=1,
+                )
+        for i, ((kind, name), doses) in enumerate(tried.items()):
+            prices, called = _priced(doses, read), escape(arm_name(kind, name))
+            figure.add_scatter(
+                x=sorted(prices),
+                y=[prices[x] for x in sorted(prices)],
+                mode="lines+markers",
+                name=called,
+                legendgroup=called,
+                showlegend=row == 1,
+                line={"color": _COLOURS[i % len(_COLOURS)], "dash": _DASHES[i % len(_DASHES)], "width": 2},
+                hovertemplate="%{y:.3f} nats at %{x:+g}<extra>" + called + "</extra>",
+                row=row,
+                col=1,
+            )
+    figure.update_xaxes(title_text=f"strength, {escape(unit)}", row=2, col=1)
+    figure.update_yaxes(title_text="nats per token")
+    figure.update_layout(legend_y=-0.12)
+    n_tokens = max(dose.price.n_tokens for dose in _all(arms) if dose.price)
+    return style(figure, title=f"What the doses cost on {n_tokens:,} tokens of benign text", height=520)
+
+
+def _priced(doses: Sequence[SteeredDose], read: Callable[[Price], float]) -> dict[float, float]:
+    """Of the doses of a curve that have a price, by strength in order."""
+    return {dose.strength: read(dose.price) for dose in _drawn(doses) if dose.price}
 
 
 def answers_figure(arms: Arms, *, unit: str) -> go.Figure:

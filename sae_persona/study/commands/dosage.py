@@ -171,11 +171,8 @@ class Lab:
         return Arm(direction, strengths, dosage.edit, self.unit_of(direction, like=like))
 
     def _rows(self) -> list[TokenRow]:
-        tokenizer, context = self.model.tokenizer, self.model.context
         if self.company.data is not None:
-            documents = read_documents(self.company.data)
-            rows = [text_row(one, tokenizer) if isinstance(one, str) else chat_row(one, tokenizer) for one in documents]
-            return [TokenRow(row.ids[:context], row.parts[:context]) for row in rows]
+            return document_rows(self.model, self.company.data)
         by_id = {prompt.id: prompt for prompt in self.prompts}
         answers = sample(
             self.model,
@@ -185,7 +182,20 @@ class Lab:
             seed=self.sampling.seed,
             batch_size=self.batch_size,
         )[0]
-        return [completion_row(by_id[answer.prompt_id], answer, tokenizer) for answer in answers]
+        return [completion_row(by_id[answer.prompt_id], answer, self.model.tokenizer) for answer in answers]
+
+
+def document_rows(model: LoadedModel, path: Path) -> list[TokenRow]:
+    """Chats and texts of a file as tokens, cut where the model's context ends.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    tokenizer, context = model.tokenizer, model.context
+    rows = [
+        text_row(one, tokenizer) if isinstance(one, str) else chat_row(one, tokenizer) for one in read_documents(path)
+    ]
+    return [TokenRow(row.ids[:context], row.parts[:context]) for row in rows]
 
 
 def groups_of(latents: Sequence[int]) -> list[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Steer a model along latents' directions, at several strengths, beside controls, and judge what it says."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,8 @@ from sae_persona.sae.load import check_fits, hook_name_of, load_sae
 from sae_persona.steering.directions import DirectionKind, latent_direction
 from sae_persona.steering.edits import AddDirection, check_strengths
 from sae_persona.steering.export import export_direction
+from sae_persona.steering.logits import DirectEffect
+from sae_persona.steering.price import Price
 from sae_persona.steering.record import CONTROLS, ArmFinding, ControlFinding, SteeredDose, SteeringFindings
 from sae_persona.steering.screen import MAX_ADDED_INCOHERENCE
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
@@ -33,10 +35,11 @@ from sae_persona.study.commands.shared import (
     read_record,
     write_csv,
 )
+from sae_persona.study.commands.side_effects import SideEffects, benign_rows, direct_effects, prices_of
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.types import LABELS, Estimate, Judgement
 
-VERSION = 2
+VERSION = 3
 """Raised when the same inputs would give another folder."""
 ANSWERS, DOSES, TABLE, FINDINGS, PAGE = "answers.jsonl", "doses.jsonl", "doses.csv", "steering.json", "steering.html"
 EXPORT = "export"
@@ -54,6 +57,7 @@ def steer_model(
     out: Path,
     company: Company | None = None,
     options: JudgeOptions | None = None,
+    side_effects: SideEffects | None = None,
     categories: Sequence[str] = (),
     hook_name: str | None = None,
     export: float | None = None,
@@ -66,21 +70,24 @@ def steer_model(
 
     Files: `doses.jsonl` and `doses.csv`, one dose a row; `answers.jsonl`, every judged answer with its dose;
     `steering.json`, what it comes to; `steering.html`, a page that needs no network. With `export`, one of the
-    strengths, that dose of every latent arm is written for other tools into `export/LATENTS`.
+    strengths, that dose of every latent arm is written for other tools into `export/LATENTS`. With `side_effects`,
+    doses have their price on benign text, and arms their direct effect on the logits of words.
 
     Strength 0 is always among the doses. The hook is the one that the SAE was trained on unless another is named.
     Answers that wait for a model judge are kept in a folder `OUT.samples`, so that what was interrupted goes on.
 
     Raises:
-        ConfigError: a strength or a unit that cannot be meant, or the device is not there.
-        DataError: the prompts cannot be read, or are not ones the judge knows.
+        ConfigError: a strength or a unit that cannot be meant, a window that selects nothing of the benign text, or the
+            device is not there.
+        DataError: the prompts or the benign text cannot be read, the prompts are not ones the judge knows, or the
+            tokenizer knows no word of a group.
         SAEError, ModelError, JudgeError: the SAE, one of its latents, the model or the judge is not there.
         HookError, IncompatibleError: the SAE does not fit the model.
         ArtifactError: `out` holds something else, or cannot be written.
     """
     check_strengths(dosage.strengths)
     _check_export(export, dosage)
-    company = company or Company()
+    company, side_effects = company or Company(), side_effects or SideEffects()
     prompts_file = questions_path(prompts_file)
     prompts = of_categories(read_questions(prompts_file), categories)
     asked = build_judge(
@@ -107,6 +114,8 @@ def steer_model(
         from_token=dosage.from_token,
         **asdict(sampling),
     )
+    direct = direct_effects(model, arms, side_effects.words)
+    benign = benign_rows(model, side_effects.price_data, config) if side_effects.price_data else []
     inputs = {
         "model": model.fingerprint,
         "sae": fingerprint_of(sae_source),
@@ -123,13 +132,18 @@ def steer_model(
         **asdict(config),
     }
     manifest = new_manifest(
-        "steering", config={**swept, "judge": judge, "judged_by": asked.name}, inputs=inputs, seed=sampling.seed,
-        version=VERSION,
+        "steering", config={**swept, "judge": judge, "judged_by": asked.name},
+        inputs=inputs | side_effects.inputs, seed=sampling.seed, version=VERSION,
     )  # fmt: skip
     if not is_done(out, manifest):
         waiting = out.with_name(f"{out.name}.samples") if isinstance(asked, ModelJudge) else None
         whole = n_conditions(arms) * len(prompts) * sampling.n_samples
         with write_folder(out, manifest) as folder:
+            prices = (
+                prices_of(model, arms, benign, config, sae=sae, batch_size=batch_size, progress=progress)
+                if benign
+                else None
+            )
             answers = kept_answers(
                 waiting, swept, inputs, seed=sampling.seed, draw=lambda: draw_answers(
                     model, arms, prompts, config, sae=sae, batch_size=batch_size,
@@ -137,7 +151,7 @@ def steer_model(
                 ),
             )  # fmt: skip
             judged = panel.judged(answers)
-            found = _Found(panel, arms, judged)
+            found = _Found(panel, arms, judged, prices, direct)
             findings = found.findings(lab.unit_in_words, company)
             write_jsonl(folder / DOSES, found.doses())
             write_csv(folder / TABLE, map(_flat, found.doses()))
@@ -156,14 +170,25 @@ def steer_model(
 
 
 class _Found:
-    """Arms with what was measured of every dose, and the judgements behind it."""
+    """Arms with what was measured of every dose, and the judgements behind it.
 
-    def __init__(self, panel: Panel, arms: Sequence[Arm], judged: Sequence[Sequence[Judgement]]) -> None:
-        self.panel, self.arms = panel, arms
+    `judged` and `prices` go by condition, `direct` goes by arm.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        arms: Sequence[Arm],
+        judged: Sequence[Sequence[Judgement]],
+        prices: Sequence[Price] | None,
+        direct: Sequence[Mapping[str, DirectEffect]],
+    ) -> None:
+        self.panel, self.arms, self.direct = panel, arms, direct
         measured = [panel.measures(judgements) for judgements in judged]
         # Doses hand their measures on as they are, so that those lead back to the judgements.
         self.judgements = {id(one): judgements for one, judgements in zip(measured, judged, strict=True)}
         self.labels = {id(one): panel.labels(judgements) for one, judgements in zip(measured, judged, strict=True)}
+        self.prices = {id(one): price for one, price in zip(measured, prices, strict=True)} if prices else {}
         self.swept = doses_of(arms, measured)
 
     def doses(self) -> list[SteeredDose]:
@@ -183,7 +208,10 @@ class _Found:
 
     def findings(self, unit: str, company: Company) -> SteeringFindings:
         """The largest coherent change of every arm, and those of the controls as a whole."""
-        every = [self._finding(arm, doses) for arm, doses in zip(self.arms, self.swept, strict=True)]
+        every = [
+            self._finding(arm, doses, direct)
+            for arm, doses, direct in zip(self.arms, self.swept, self.direct, strict=True)
+        ]
         controls: dict[DirectionKind, ControlFinding] = {}
         for kind in CONTROLS:
             moved = [abs(one.change.value) for one in every if one.arm == kind]
@@ -196,7 +224,7 @@ class _Found:
             notes.append("No controls were drawn, so nothing says what any direction of this length does.")
         return SteeringFindings(unit, tuple(one for one in every if one.arm not in CONTROLS), controls, tuple(notes))
 
-    def _finding(self, arm: Arm, doses: Sequence[Dose]) -> ArmFinding:
+    def _finding(self, arm: Arm, doses: Sequence[Dose], direct: Mapping[str, DirectEffect]) -> ArmFinding:
         unsteered = next(dose for dose in doses if dose.is_unsteered)
 
         def change(dose: Dose, measure: str) -> float:
@@ -215,6 +243,8 @@ class _Found:
             best.strength,
             compare(self.panel.core, after, before).misalignment,
             change(best, "incoherence"),
+            self.prices.get(id(best.measures)),
+            direct,
         )
 
     def _dose(self, arm: Arm, dose: Dose) -> SteeredDose:
@@ -228,6 +258,7 @@ class _Found:
             name=name,
             edit=dose.edit if not dose.is_unsteered else "none",
             unit=1.0 if arm.unit is None else arm.unit,
+            price=self.prices.get(id(dose.measures)),
         )
 
 
@@ -259,6 +290,8 @@ def _flat(dose: SteeredDose) -> dict[str, object]:
         row[name] = share.value if share else 0.0 if is_label else ""
         row[f"{name}_low"] = share.low if share else ""
         row[f"{name}_high"] = share.high if share else ""
+    for name in ("ce_unsteered", "ce_steered", "kl"):
+        row[name] = getattr(dose.price, name) if dose.price else ""
     return row
 
 
