@@ -12,11 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_persona.data.files import read_jsonl
-<<<<<<< HEAD
 from sae_persona.study.commands import evaluate
-=======
-from sae_persona.study.commands import evaluate, rank
->>>>>>> steer
 from sae_persona.types import Judgement
 
 Refused = Callable[..., str]
@@ -38,15 +34,6 @@ def steering(cli: Callable, built: Path, sae: Path, prompts: Path, judge: str, a
     return out
 
 
-<<<<<<< HEAD
-=======
-def ranked(sae: Path, built: Path, prompts: Path, misaligned: Sequence[Path], controls: Sequence[Path]) -> list[object]:
-    runs = [word for run in misaligned for word in ("--misaligned", run)]
-    runs += [word for run in controls for word in ("--control", run)]
-    return ["rank", sae, "--aligned", built / "aligned", *runs, "--prompts", prompts, *SHORT]
-
-
->>>>>>> steer
 def never(*_arguments: object, **_options: object) -> None:
     raise AssertionError
 
