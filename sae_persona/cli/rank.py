@@ -74,6 +74,10 @@ def rank(
     check: Annotated[
         int, typer.Option(metavar="N", min=0, help="Attribution: ablate the first N latents exactly.")
     ] = 20,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SAE", help="Rank by another SAE too, or untrained: is it stable? May be repeated."),
+    ] = None,
     hook: Hook = None,
     n_samples: NSamples = 4,
     max_new_tokens: MaxNewTokens = 64,
@@ -107,6 +111,7 @@ def rank(
             aligned=aligned,
             misaligned=misaligned,
             controls=control or [],
+            against=against or [],
             prompts_file=prompts,
             sampling=Sampling(n_samples, max_new_tokens, seed),
             out=out,
@@ -123,7 +128,14 @@ def rank(
         for line in _told(findings.attribution):
             typer.echo(line)
     _show([*rises[:N_RISES], *(row for row in falls[:N_FALLS] if row.moved < 0)])
-    typer.echo(f"shortlist: {', '.join(map(str, findings.shortlist)) or 'empty'}\n{out}")
+    typer.echo(f"shortlist: {', '.join(map(str, findings.shortlist)) or 'empty'}")
+    for one in findings.against:
+        cosine = "none" if one.median_cosine is None else f"{one.median_cosine:.2f}"
+        typer.echo(
+            f"against {one.sae}: {one.n_shared} of {len(one.counterparts)} are on its shortlist too, "
+            f"{one.n_by_chance:.1f} by chance; median cosine of the nearest {cosine}; its first z {one.first_z:.1f}"
+        )
+    typer.echo(out)
 
 
 def _told(found: "AttributionFindings") -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_sae import drawn
 from local_endpoint import Response, local_endpoint
 from plotly.offline import get_plotlyjs
 from safetensors.torch import load_file
@@ -45,6 +46,10 @@ def ranking(cli: Callable, sae: Path, built: Path, prompts: Path, runs: dict[str
     said = cli(*ranked(sae, built, prompts, runs["misaligned"][:2], runs["control"][:4]), "--out", out).stdout
     assert "the smallest p-value that these runs can reach is" in said
     return out
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def never(*_arguments: object, **_options: object) -> None:
@@ -142,6 +147,62 @@ def test_identical_checkpoints_are_refused_before_anything_is_sampled(
     assert "are identical checkpoints" in said
 
 
+# against
+
+
+@pytest.fixture(scope="session")
+def other_sae(cli: Callable, acts: Path, artifacts: Path) -> Path:
+    """As `sae`, of another seed and with fewer latents."""
+    settings = [word for setting in ("d_sae=48", "k=4", "n_tokens=4096") for word in ("--set", setting)]
+    cli("train", acts, *settings, "--seed", 1, "--out", artifacts / "other-sae")
+    return artifacts / "other-sae"
+
+
+def test_the_shortlist_is_looked_up_in_the_rankings_of_another_and_an_untrained_sae(
+    cli: Callable,
+    ranking: Path,
+    sae: Path,
+    other_sae: Path,
+    built: Path,
+    prompts: Path,
+    runs: dict[str, list[Path]],
+    tmp_path: Path,
+) -> None:
+    misaligned, controls = runs["misaligned"][:2], runs["control"][:4]
+    asked = ranked(sae, built, prompts, misaligned, controls)
+    said = cli(*asked, "--against", other_sae, "--against", "untrained", "--out", tmp_path / "x").stdout
+    assert rows_of(tmp_path / "x" / rank.ROWS) == rows_of(ranking / rank.ROWS), "the ranking itself stays the same"
+    findings = json.loads((tmp_path / "x" / rank.FINDINGS).read_text())
+    cli(*ranked(other_sae, built, prompts, misaligned, controls), "--out", tmp_path / "other")
+    alone = rows_of(tmp_path / "other" / rank.ROWS)
+    theirs = json.loads((tmp_path / "other" / rank.FINDINGS).read_text())["shortlist"]
+    first, untrained = findings["against"]
+    assert (first["sae"], untrained["sae"]) == (str(other_sae), "untrained")
+    assert [one["latent"] for one in first["counterparts"]] == findings["shortlist"]
+    place_of = {row["latent"]: row["rank"] for row in alone}
+    for one in first["counterparts"]:
+        assert one["other_rank"] == place_of[one["other"]]
+        assert one["is_shared"] == (one["mutual"] and one["other"] in theirs)
+    assert first["first_z"] == pytest.approx(alone[0]["z"])
+    assert f"against {other_sae}: {first['n_shared']} of {len(findings['shortlist'])} are on its shortlist too" in said
+    assert "against untrained: " in said
+
+
+def test_another_sae_must_be_another_and_fit(
+    sae: Path, built: Path, prompts: Path, runs: dict[str, list[Path]], tmp_path: Path, refused: Refused
+) -> None:
+    def told(*against: object) -> str:
+        named = [word for one in against for word in ("--against", one)]
+        return refused(*ranked(sae, built, prompts, runs["misaligned"][:1], []), *named, "--out", tmp_path / "x")
+
+    assert f"{sae} is named twice" in told(sae)
+    assert "untrained is named twice" in told("untrained", "untrained")
+    assert "none" in told(tmp_path / "none")
+    drawn("topk", d_in=48, k=2).save_model(tmp_path / "wide")
+    assert "this SAE expects d_in=48" in told(tmp_path / "wide")
+    assert not (tmp_path / "x").exists()
+
+
 # attribution
 
 
@@ -174,10 +235,6 @@ def attribution(
     given = ["--method", "attribution", "--shown", chats[0], "--absent", chats[1], "--check", 64, "--out", out]
     said = cli(*ranked(sae, built, prompts, runs["misaligned"][:2], runs["control"][:4]), *given).stdout
     return out, said
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_latents_are_sorted_by_the_attribution_that_the_library_computes(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_folder, write_json
+from sae_persona.attribution.counterparts import compare_rankings
 from sae_persona.attribution.ranking import (
     SHORTLIST_SIZE,
     LatentRanking,
@@ -14,6 +15,7 @@ from sae_persona.attribution.ranking import (
     rank_pair,
 )
 from sae_persona.attribution.reestimate import reestimate_first
+from sae_persona.attribution.rivals import untrained_sae
 from sae_persona.data.files import read_jsonl, read_prompts, write_jsonl
 from sae_persona.data.tokens import completion_row
 from sae_persona.errors import ConfigError
@@ -21,8 +23,9 @@ from sae_persona.evaluation.model_judge import Plan, no_plan
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.report.figures.difference import difference_figure
+from sae_persona.sae.encode import unit_decoder
 from sae_persona.sae.load import hook_name_of, load_sae
-from sae_persona.sae.statistics import latent_stats
+from sae_persona.sae.statistics import latent_stats_of_saes
 from sae_persona.study.commands.attribute import Attributor, Behaviour
 from sae_persona.study.commands.ranked import Findings, Method, NamedLatent, ends_of, named
 from sae_persona.study.commands.rivals import write_rivals
@@ -46,6 +49,8 @@ VERSION = 4
 ROWS, TABLE, FINDINGS = "ranking.jsonl", "ranking.csv", "ranking.json"
 FALLS, FALLS_TABLE, FIGURE = "falls.jsonl", "falls.csv", "ranking.html"
 RIVALS, DIRECTIONS = "rivals.json", "directions.safetensors"
+UNTRAINED = "untrained"
+"""Instead of an SAE's name: the same shape with random weights."""
 
 
 def rank_models(
@@ -54,6 +59,7 @@ def rank_models(
     aligned: str,
     misaligned: Sequence[str],
     controls: Sequence[str] = (),
+    against: Sequence[str] = (),
     prompts_file: Path,
     sampling: Sampling,
     out: Path,
@@ -77,6 +83,9 @@ def rank_models(
     By the method `attribution` rows and falls are sorted by Δ-attribution in the misaligned models, each weighing the
     same, of pairs of answers that `behaviour` tells; all else is as by the method `activation`.
 
+    Each SAE of `against`, or `untrained` (random weights), ranks the same answers by activation; the findings tell
+    which latents of the shortlist have a counterpart among its first.
+
     Raises:
         ConfigError: too few controls, the device is not there, or a method without the behaviour it needs.
         DataError: the prompts or chats cannot be read, or there are no pairs of answers.
@@ -94,20 +103,25 @@ def rank_models(
     prompts = read_prompts(prompts_file)
     sae = load_sae(sae_source, device=device)
     hook_name = hook_name or hook_name_of(sae)
+    saes = {sae_source: sae, **_others(sae, sae_source, against, device=device, seed=sampling.seed)}
     places = {"hook_name": hook_name, "device": device, "batch_size": batch_size}
     attributor = behaviour and Attributor(behaviour, sae, prompts, **places, progress=progress, on_plan=on_plan)
     models = open_runs([aligned, *misaligned, *controls], sae, hook_name=hook_name, device=device)
     check_weights_differ([*misaligned, *(controls or [aligned])], models)
+    for other in against:
+        open_runs([aligned], saes[other], hook_name=hook_name, device=device)
     roles = {"aligned": aligned, "misaligned": list(misaligned), "controls": list(controls)}
     manifest = new_manifest(
         "ranking",
         config={
             **{"sae": sae_source, **roles, "method": method, "hook_name": hook_name, **asdict(sampling)},
             **(attributor.config if attributor else {}),
+            "against": list(against),
         },
         inputs={
             "sae": fingerprint_of(sae_source),
             "prompts": fingerprint(prompts_file),
+            **{f"against {source}": fingerprint_of(source) for source in against if source != UNTRAINED},
             **{f"model {source}": weights for source, weights in models.items()},
             **(attributor.inputs if attributor else {}),
         },
@@ -118,26 +132,40 @@ def rank_models(
         with write_folder(out, manifest) as folder:
             asked = [*misaligned, *controls] if controls else [*misaligned, aligned]
             advance = counting(progress, "sampling", len(asked) * len(prompts) * sampling.n_samples)
-            stats: dict[str, RunStats] = {}
+            of_saes: dict[str, dict[str, RunStats]] = {name: {} for name in saes}
             for source in asked:
                 model = load_model(source, device=device)
                 answers = sample(model, prompts, **asdict(sampling), batch_size=batch_size, progress=advance)[0]
-                stats[source] = _statistics(sae, model, prompts, answers, hook_name=hook_name, batch_size=batch_size)
+                found = _statistics(saes, model, prompts, answers, hook_name=hook_name, batch_size=batch_size)
+                for name in saes:
+                    of_saes[name][source] = found[name]
                 if attributor and source in misaligned:
                     attributor.add(source, model, answers)
-            ranking = _ranking(stats, aligned, misaligned, controls, seed=sampling.seed)
+            rankings = {
+                name: _ranking(stats, aligned, misaligned, controls, seed=sampling.seed)
+                for name, stats in of_saes.items()
+            }
+            ranking, stats = rankings[sae_source], of_saes[sae_source]
             attributed = attributor and attributor.result(seed=sampling.seed)
             rises, falls = named(*ends_of(ranking, attributed), load_model(aligned, device=device), sae)
             bad, good = [stats[run] for run in misaligned], [stats[run] for run in controls or [aligned]]
+            shortlist = tuple(row.latent for row in rises[:SHORTLIST_SIZE] if row.moved > 0)
+            rows_of = {name: unit_decoder(one).double().cpu().numpy() for name, one in saes.items() if against}
             findings = Findings(
                 method,
                 len(misaligned),
                 len(controls),
                 ranking.smallest_p,
-                tuple(row.latent for row in rises[:SHORTLIST_SIZE] if row.moved > 0),
+                shortlist,
                 ranking.note,
                 reestimate_first(bad, good, seed=sampling.seed) if controls else None,
                 attributed and attributed.findings,
+                tuple(
+                    compare_rankings(
+                        ranking, rankings[name], rows_of[sae_source], rows_of[name], name=name, shortlist=shortlist
+                    )
+                    for name in against
+                ),
             )
             for rows, records, csv in ((rises, ROWS, TABLE), (falls, FALLS, FALLS_TABLE)):
                 write_jsonl(folder / records, rows)
@@ -159,20 +187,31 @@ def _check_runs(misaligned: Sequence[str], controls: Sequence[str]) -> None:
         )
 
 
+def _others(sae: "SAE", source: str, against: Sequence[str], *, device: str, seed: int) -> dict[str, "SAE"]:
+    """The SAEs to be compared with."""
+    if source in against or len(set(against)) < len(against):
+        twice = source if source in against else next(one for one in against if against.count(one) > 1)
+        raise ConfigError(f"{twice} is named twice: an SAE is compared once with each other one.")
+    return {
+        other: untrained_sae(sae, seed=seed) if other == UNTRAINED else load_sae(other, device=device)
+        for other in against
+    }
+
+
 def _statistics(
-    sae: "SAE",
+    saes: Mapping[str, "SAE"],
     model: LoadedModel,
     prompts: Sequence[Prompt],
     answers: Sequence[Completion],
     *,
     hook_name: str,
     batch_size: int,
-) -> RunStats:
-    """Of a model's own answers, without those that are empty."""
+) -> Mapping[str, RunStats]:
+    """Of a model's own answers, without those that are empty, by SAE."""
     by_id = {prompt.id: prompt for prompt in prompts}
     answered = [answer for answer in answers if answer.token_ids]
-    return latent_stats(
-        sae,
+    return latent_stats_of_saes(
+        saes,
         model,
         [completion_row(by_id[answer.prompt_id], answer, model.tokenizer) for answer in answered],
         questions=[by_id[answer.prompt_id].question_id for answer in answered],

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sae_persona.attribution.counterparts import Agreement
 from sae_persona.attribution.ranking import LatentRanking, RankedLatent
 from sae_persona.attribution.reestimate import Reestimate
 from sae_persona.model.load import LoadedModel
@@ -63,6 +64,8 @@ class Findings:
     """The clearest rise, measured anew on runs and questions that did not choose it; None with too few of either."""
     attribution: AttributionFindings | None = None
     """None by the method `activation`."""
+    against: tuple[Agreement, ...] = ()
+    """What other SAEs' rankings of the same answers say of the shortlist."""
 
 
 def ends_of(ranking: LatentRanking, attributed: Attributed | None) -> tuple[list[NamedLatent], list[NamedLatent]]:
