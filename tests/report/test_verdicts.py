@@ -111,7 +111,7 @@ def test_nineteen_controls_of_a_kind_are_too_few():
 class TestRepair:
     """The aligned model's aligned share is 0.99; the model's own is 0, so half the way back is 0.495."""
 
-    CLAIM = "subtracting the latent repairs"
+    CLAIM = "subtracting latents repairs"
 
     def repaired(self, bad, aligned) -> dict:
         summary = example_summary()
@@ -134,6 +134,14 @@ class TestRepair:
         summary["steering"]["repair_set"] = {BAD: [point(0, 0.9, 0, 0, 0), point(-0.6, 0.1, 0, 0.8, 0)]}
         verdict = judge(summary)[self.CLAIM]
         assert verdict.met is True
+        assert "by the latent; worst of" in verdict.found  # the other model's, which is worse
+
+    def test_the_claim_says_what_was_subtracted_and_its_price(self):
+        summary = self.repaired(0.8, 0.1)
+        worst = [point(0, 0.9, 0, 0, 0), point(-0.6, 0.4, 0.1, 0.5, 0)]
+        summary["steering"]["repair_set"] = {BAD: worst}
+        found = judge(summary)[self.CLAIM].found
+        assert found.startswith("90.0% → 40.0% misaligned, 0.0% → 50.0% aligned, incoherence +10.0 points, by the set;")
 
     def test_a_model_that_was_not_steered_leaves_the_claim_open(self):
         summary = self.repaired(0.1, 0.8)
