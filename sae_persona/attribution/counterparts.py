@@ -1,25 +1,19 @@
 """Does another SAE, of another seed or never trained, rank the same features first?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from sae_persona.attribution.ranking import LatentRanking
-from sae_persona.attribution.stability import match_latents
+from sae_persona.attribution.stability import Match, match_latents
 
 
 @dataclass(frozen=True)
-class Counterpart:
-    """A latent of a shortlist, and the latent of another SAE whose decoder row is nearest."""
+class Counterpart(Match):
+    """A latent of a shortlist, its match in another SAE, and where that stands in the other SAE's ranking."""
 
-    latent: int
-    other: int
-    cosine: float
-    """Of the two decoder rows."""
-    mutual: bool
-    """True = the other's own nearest is this latent."""
     other_rank: int
     """Its place among the rises of the other ranking; 1 is the clearest."""
     is_shared: bool
@@ -59,14 +53,7 @@ def compare_rankings(
     rank_of = {row.latent: row.rank for row in other.rows}
     theirs = set(other.shortlist())
     found = tuple(
-        Counterpart(
-            match.latent,
-            match.other,
-            match.cosine,
-            match.mutual,
-            rank_of[match.other],
-            match.mutual and match.other in theirs,
-        )
+        Counterpart(**asdict(match), other_rank=rank_of[match.other], is_shared=match.mutual and match.other in theirs)
         for match in match_latents(
             decoder, other_decoder, ranking.shortlist() if shortlist is None else tuple(shortlist)
         )

@@ -191,7 +191,9 @@ def _others(sae: "SAE", source: str, against: Sequence[str], *, device: str, see
     """The SAEs to be compared with."""
     if source in against or len(set(against)) < len(against):
         twice = source if source in against else next(one for one in against if against.count(one) > 1)
-        raise ConfigError(f"{twice} is named twice: an SAE is compared once with each other one.")
+        raise ConfigError(
+            f"{twice} is named twice: an SAE is compared once with each other one. Name others, or untrained."
+        )
     return {
         other: untrained_sae(sae, seed=seed) if other == UNTRAINED else load_sae(other, device=device)
         for other in against
