@@ -31,6 +31,7 @@ STRENGTHS = (1.0, 1.5, 2.0, 2.5)
 N_ANSWERS = 2
 """Of each prompt; a world has 25 open-ended ones to choose with."""
 BATCH = 2048
+COLUMNS = ("latent", "place in ranking", "persona", "place in screen", "role", "induces", "repairs", "protects")
 
 
 def run() -> Iterator[Mapping[str, object]]:
@@ -51,11 +52,11 @@ def of_world(folder: Path, config: StudyConfig) -> Iterator[Mapping[str, object]
             sae = load_sae(work / dictionary)
             truth = persona_auroc(subjects.world.world, base, sae, hook_name=config.hook_name)
             found: Mapping[str, object] = {"world": folder.name, "dictionary": dictionary, "seconds": seconds}
-            yield {**found, **as_row(None, None, len(rows))}
+            yield {**found, **dict.fromkeys(COLUMNS, ""), "latent": f"all {len(rows)}"}
             for row in rows:
                 persona = truth.persona_of(row.latent)
                 if persona or row.role != "none":
-                    yield {**found, **as_row(row, persona, len(rows))}
+                    yield {**found, **as_row(row, persona)}
 
 
 def timed_screen(subjects: Subjects, sae: Path, cache: Path, work: Path) -> tuple[list[ScreenedLatent], float]:
@@ -93,17 +94,15 @@ def timed_screen(subjects: Subjects, sae: Path, cache: Path, work: Path) -> tupl
     return rows, time.perf_counter() - start
 
 
-def as_row(row: ScreenedLatent | None, persona: str | None, n_screened: int) -> dict[str, object]:
-    """Cells of a latent, or of the whole screen."""
-    if row is None:
-        return {"latent": f"all {n_screened}", **dict.fromkeys(("place in ranking", "persona"), ""), **effects(None)}
-    return {"latent": row.latent, "place in ranking": row.place, "persona": persona or "", **effects(row)}
-
-
-def effects(row: ScreenedLatent | None) -> dict[str, object]:
-    """Where it stands among the screened, and its effects in points."""
-    if row is None:
-        return dict.fromkeys(("place in screen", "role", "induces", "repairs", "protects"), "")
-    named = {"induces": row.induced, "repairs": row.repaired, "protects": row.protected}
-    points = {name: "" if effect is None else round(100 * effect) for name, effect in named.items()}
-    return {"place in screen": row.rank, "role": row.role, **points}
+def as_row(row: ScreenedLatent, persona: str | None) -> dict[str, object]:
+    """Cells of a latent; effects in points."""
+    shares = (row.induced, row.repaired, row.protected)
+    cells = (
+        row.latent,
+        row.place,
+        persona or "",
+        row.rank,
+        row.role,
+        *(round(100 * share) for share in shares if share is not None),
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
