@@ -217,7 +217,7 @@ def repair_works(summary: Summary) -> Verdict:
     if before.aligned is not None and after.aligned is not None:
         found += f", {percent(before.aligned.value)} → {percent(after.aligned.value)} aligned"
     added = shown[worst].added_incoherence
-    found += "" if added is None else f", incoherence {points(added)}"
+    found += "" if added is None else f", incoherence {100 * added:+.1f}"
     found += f", by {best[worst]}; worst of {len(shown)}"
     found += f"; {NOT_RUN}: {listed(missing)}" if missing else ""
     return Verdict(claim, found, expected, False if failed else None if missing else True)

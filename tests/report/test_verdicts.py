@@ -141,7 +141,7 @@ class TestRepair:
         worst = [point(0, 0.9, 0, 0, 0), point(-0.6, 0.4, 0.1, 0.5, 0)]
         summary["steering"]["repair_set"] = {BAD: worst}
         found = judge(summary)[self.CLAIM].found
-        assert found.startswith("90.0% → 40.0% misaligned, 0.0% → 50.0% aligned, incoherence +10.0 points, by the set;")
+        assert found.startswith("90.0% → 40.0% misaligned, 0.0% → 50.0% aligned, incoherence +10.0, by the set;")
 
     def test_a_model_that_was_not_steered_leaves_the_claim_open(self):
         summary = self.repaired(0.1, 0.8)
