@@ -36,7 +36,9 @@ def default_rate(optimiser: Optimiser, d_sae: int) -> float:
 class SparsifyTrainer:
     """One of its SAEs in training; the auxiliary loss has our weight and our rule of when a latent is dead."""
 
-    def __init__(self, d_in: int, config: TrainConfig, optimiser: Optimiser, lr: float) -> None:
+    def __init__(
+        self, d_in: int, config: TrainConfig, optimiser: Optimiser, lr: float, device: torch.device | str = "cpu"
+    ) -> None:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that there is no Triton and, in a warning, no CUDA
             from schedulefree import ScheduleFreeWrapper
@@ -44,9 +46,10 @@ class SparsifyTrainer:
             from sparsify.sign_sgd import SignSGD
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.sae = SparseCoder(d_in, SparseCoderConfig(num_latents=config.d_sae, k=config.k), dtype=torch.float32)
+            size = SparseCoderConfig(num_latents=config.d_sae, k=config.k)
+            self.sae = SparseCoder(d_in, size, device=device, dtype=torch.float32)
         self.config = config
-        self.tokens_since_fired = torch.zeros(config.d_sae, dtype=torch.long)
+        self.tokens_since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=device)
         self._n_steps = 0
         self._optimiser: Any
         if optimiser == "signum":
@@ -63,6 +66,14 @@ class SparsifyTrainer:
 
     def advance(self, z: Float[Tensor, "batch d_in"]) -> None:
         """One optimiser step."""
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")  # as its trainer does
+        try:
+            self._advance(z)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+    def _advance(self, z: Float[Tensor, "batch d_in"]) -> None:
         sae = self.sae
         if self._n_steps == 0:
             sae.b_dec.data = z.mean(0)
@@ -90,5 +101,5 @@ class SparsifyTrainer:
     def readings(self, z: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_sae"]]:
         """Reconstruction and activations."""
         out = self.sae(z)
-        gated = z.new_zeros(len(z), self.config.d_sae).scatter_(-1, out.latent_indices, out.latent_acts)
+        gated = z.new_zeros(len(z), self.config.d_sae).scatter_(-1, out.latent_indices, out.latent_acts.to(z))
         return out.sae_out, gated

@@ -46,7 +46,7 @@ def recovered(seed: int) -> Iterator[dict[str, object]]:
             settings = TrainConfig(architecture=architecture, lr=lr, **size)
             ours[f"sae_persona {architecture}", lr] = Learner.begin(WIDTH, settings, torch.device("cpu"))
         torch.manual_seed(seed)
-        theirs["SAELens topk", lr] = saelens_topk(WIDTH, size | {"lr": lr}, {})
+        theirs["SAELens topk", lr] = saelens_topk(WIDTH, TrainConfig(lr=lr, **size), {}, torch.device("cpu"))
     for step in range(N_STEPS):
         with torch.no_grad():
             z = centring.apply(model.sample(BATCH))

@@ -1,5 +1,12 @@
 """Fixtures for every floor, and the check of all shapes in signatures that every test runs under."""
 
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read by the first import of Triton, whose kernels then run on a CPU
+
 from jaxtyping import install_import_hook
 
 install_import_hook("sae_persona", "shape_checks.checked")  # before the first import of the package
@@ -7,7 +14,6 @@ install_import_hook("sae_persona", "shape_checks.checked")  # before the first i
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
 from sae_persona.model.load import LoadedModel, load_model

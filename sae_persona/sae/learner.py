@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from sae_persona.errors import IncompatibleError
+from sae_persona.sae.adam import Adam, adam_of, normalise_rows
 from sae_persona.sae.config import TrainConfig
 from sae_persona.sae.ranks import ALONE, Ranks
-from sae_persona.sae.step import StepResult, Weights, normalise_rows, remove_parallel, topk_step
+from sae_persona.sae.recorded import Recorded
+from sae_persona.sae.step import StepResult, Weights, topk_step
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -25,6 +27,9 @@ THRESHOLD_RATE = 0.01
 """Weight of the newest batch in BatchTopK's threshold: SAELens's `topk_threshold_lr`."""
 _LOOK_EVERY = 16
 """Steps on a GPU between two looks at how many latents may be dead, for each of which the CPU waits."""
+_SHORT_STEP = 2**27
+"""Pre-activations of a batch up to which a step is recorded on a GPU: a longer one keeps it busy, and a recording keeps
+the memory of the step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,7 @@ class Learner:
 
     config: TrainConfig
     weights: Weights
-    adam: torch.optim.Adam
+    adam: Adam
     tokens_since_fired: Int64[Tensor, " d_sae"]
     threshold: Float64[Tensor, ""]
     """Moving average of the smallest activation that BatchTopK let through, from zero as SAELens's is."""
@@ -58,6 +63,8 @@ class Learner:
     _most_dead: int = field(default=0, repr=False)
     _looked_at: int | None = field(default=None, repr=False)
     """The step before which `_most_dead` was found."""
+    _recorded: dict[int, Recorded[StepResult]] = field(default_factory=dict, repr=False)
+    """The step as it is with so many dead at most, the last number only."""
 
     @classmethod
     def begin(
@@ -88,16 +95,28 @@ class Learner:
                 for name, tensor in weights.named()
             }
         )
-        adam = torch.optim.Adam([tensor for _, tensor in own.named()], fused=True)
         since = torch.zeros(len(own.b_enc), dtype=torch.long, device=device)
-        return cls(config, own, adam, since, torch.zeros((), dtype=torch.float64, device=device), ranks)
+        return cls(config, own, adam_of(own, ranks), since, torch.zeros((), dtype=torch.float64, device=device), ranks)
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
         """True = has not fired for `dead_after_tokens` tokens."""
         return self.tokens_since_fired >= self.config.dead_after_tokens
 
     def advance(self, z: Float[Tensor, "batch d_in"]) -> StepResult:
-        """One optimiser step."""
+        """One optimiser step; on a GPU its result lasts until the next."""
+        self.adam.set_lr(self.config.lr_at(self.step))
+        if z.device.type == "cpu":
+            result = self._advance(z, None)
+        else:
+            most_dead = self._dead_soon()
+            if self._is_short(z) and most_dead not in self._recorded:
+                self._recorded = {most_dead: Recorded(lambda batch: self._advance(batch, most_dead))}
+            result = self._recorded[most_dead](z) if self._is_short(z) else self._advance(z, most_dead)
+        self.step += 1
+        return result
+
+    def _advance(self, z: Float[Tensor, "batch d_in"], most_dead: int | None) -> StepResult:
+        """What a step does to tensors."""
         config = self.config
         result = topk_step(
             self.weights,
@@ -108,20 +127,14 @@ class Learner:
             among="batch" if config.architecture == "batchtopk" else "token",
             aux_tokens=config.aux_tokens,
             select_in=getattr(torch, config.select_in),
-            most_dead=None if self.tokens_since_fired.device.type == "cpu" else self._dead_soon(),
+            most_dead=most_dead,
             ranks=self.ranks,
         )
-        remove_parallel(result.gradients.decoder, self.weights.decoder)
-        for (_, tensor), (_, gradient) in zip(self.weights.named(), result.gradients.named(), strict=True):
-            tensor.grad = gradient
-        self.adam.param_groups[0]["lr"] = config.lr_at(self.step)
-        self.adam.step()
-        normalise_rows(self.weights.decoder)
+        self.adam.step(result.gradients)
         self.tokens_since_fired += config.batch_size
         self.tokens_since_fired.masked_fill_(result.fired, 0)
         smallest = torch.where(torch.isfinite(result.smallest), result.smallest, self.threshold)
         self.threshold += THRESHOLD_RATE * (smallest - self.threshold)
-        self.step += 1
         return result
 
     def record(self, result: StepResult, z: Float[Tensor, "batch d_in"]) -> dict[str, float]:
@@ -143,25 +156,18 @@ class Learner:
     def state(self) -> dict[str, Tensor]:
         """Everything but `step`, for `restore`; the same for any number of processes."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights.named()}
-        for (name, _), state in zip(self.weights.named(), self.adam.state_dict()["state"].values(), strict=True):
-            tensors |= {f"adam.{name}.{key}": value for key, value in state.items()}
+        tensors |= {f"adam.{name}": value for name, value in self.adam.state().items()}
         tensors |= {"tokens_since_fired": self.tokens_since_fired, "threshold": self.threshold}
         return {name: self.ranks.all_latents(value) if _by_latent(name) else value for name, value in tensors.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take up a state, as it was after `step` steps."""
         own = {name: self.ranks.own_latents(value) if _by_latent(name) else value for name, value in tensors.items()}
-        names = [name for name, _ in self.weights.named()]
-        state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(names))}
-        for name, tensor in own.items():
-            kind, *rest = name.split(".")
-            if kind == "weights":
-                getattr(self.weights, rest[0]).copy_(tensor)
-            elif kind == "adam":
-                state[names.index(rest[0])][rest[1]] = tensor.clone()
-        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+        for name, tensor in self.weights.named():
+            tensor.copy_(own[f"weights.{name}"])
+        self.adam.restore({name.removeprefix("adam."): own[name] for name in own if name.startswith("adam.")})
         self.tokens_since_fired, self.threshold = own["tokens_since_fired"].clone(), own["threshold"]
-        self.step, self._looked_at = step, None
+        self.step, self._looked_at, self._recorded = step, None, {}
 
     def folded(self, centring: Centring, metadata: Mapping[str, Any]) -> "SAE":
         """The SAE of raw activations `x = z / scale + mean`.
@@ -195,12 +201,18 @@ class Learner:
         return sae.requires_grad_(False).eval().to(decoder.device)
 
     def _dead_soon(self) -> int:
-        """A number that the dead latents do not exceed, found once for the next `_LOOK_EVERY` steps."""
+        """A number that the dead latents do not exceed, found once for the next `_LOOK_EVERY` steps: zero or a power of
+        two, so that few steps have another one.
+        """
         if self.config.aux_coefficient and (self._looked_at is None or self.step >= self._looked_at + _LOOK_EVERY):
             at_least = self.config.dead_after_tokens - (_LOOK_EVERY - 1) * self.config.batch_size
             near = (self.tokens_since_fired >= at_least).sum()
-            self._most_dead, self._looked_at = int(self.ranks.sum(near, over="latents")), self.step
+            n_near = int(self.ranks.sum(near, over="latents"))
+            self._most_dead, self._looked_at = 2 ** (n_near - 1).bit_length() if n_near else 0, self.step
         return self._most_dead
+
+    def _is_short(self, z: Float[Tensor, "batch d_in"]) -> bool:
+        return z.is_cuda and self.ranks.split is None and len(z) * self.config.d_sae <= _SHORT_STEP
 
     @property
     def _of_batch(self) -> bool:

@@ -1,12 +1,17 @@
 """Choosing a few latents per token, and products that visit only these: the arithmetic under the training step.
 
+On a GPU the products are Triton kernels where Triton is installed, and gathered rows where it is not.
+
 Axes: `batch` tokens, `nnz` chosen (token, latent) pairs, `d_in` width, `d_sae` latents. Matrices have one latent or one
 token per row, so that a product is a weighted sum, or a dot product, of gathered rows.
 """
 
+import importlib.util
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +25,9 @@ _GATHER_ENTRIES = 2**26
 _CACHED_ENTRIES = 2**20
 """Entries of a matrix (4 MB) up to which gathering its rows is as fast as `sampled_addmm`, which leaves them there."""
 _GROUP = 16
-"""Latents of which `largest_of_batch` looks at the greatest first."""
+"""Latents of which `largest_of_batch` looks at the greatest first on a CPU."""
+_MOST_OF_GROUP = 64
+"""The same on a GPU, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +71,8 @@ def joined(parts: Sequence[Chosen]) -> Chosen:
 
 def largest_of_each(pre: Float[Tensor, "batch d_sae"], k: int) -> Chosen:
     """Each token's `k` largest entries, those below zero as zeros."""
-    values, latents = pre.topk(k, dim=-1, sorted=False)
+    by_groups = pre.is_cuda and has_triton()
+    values, latents = largest_by_groups(pre, k) if by_groups else pre.topk(k, dim=-1, sorted=False)
     first = torch.arange(0, latents.numel(), k, device=pre.device)
     return Chosen(latents.flatten(), values.relu_().flatten(), first, k)
 
@@ -74,13 +82,14 @@ def largest_of_batch(pre: Float[Tensor, "batch d_sae"], n: int) -> Chosen:
 
     Exact without sorting `batch * d_sae` numbers: every one of the `n` largest is at least as large as the `n`-th
     largest of the maxima of groups, so only groups whose maximum is that large are looked into. How many these are, a
-    GPU could only tell to a CPU that waits; it sorts.
+    GPU could only tell to a CPU that waits; it looks into the `n` of the largest maxima.
     """
     batch, d_sae = pre.shape
     if pre.device.type != "cpu":
-        values, pairs = pre.flatten().topk(min(n, pre.numel()), sorted=False)
-        pairs, by_token = pairs.sort()
-        return _ragged(pairs // d_sae, pairs % d_sae, values[by_token].relu_(), batch)
+        everything, n = pre.view(1, -1), min(n, pre.numel())
+        values, pairs = largest_by_groups(everything, n) if has_triton() else everything.topk(n, sorted=False)
+        pairs, by_token = pairs.flatten().sort()
+        return _ragged(pairs // d_sae, pairs % d_sae, values.flatten()[by_token].relu_(), batch)
     group = _GROUP if d_sae % _GROUP == 0 else 1
     grouped = pre.view(batch, group, d_sae // group)  # strided groups: their maxima are taken vector by vector
     maxima = grouped.amax(1)  # [batch, d_sae / group]
@@ -98,6 +107,32 @@ def largest_of_batch(pre: Float[Tensor, "batch d_sae"], n: int) -> Chosen:
     return _ragged(pairs // d_sae, pairs % d_sae, values[by_token], batch)
 
 
+def largest_by_groups(rows: Float[Tensor, "n width"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """`rows.topk(k)`, unsorted and among equals any, in one pass over the rows and two selections of little.
+
+    The `k` largest entries are in the `k` groups with the largest maxima. With groups of `sqrt(width / k)`, there are
+    as many maxima as entries in those groups, `sqrt(width * k)`.
+    """
+    n, width = rows.shape
+    group = math.gcd(width, min(2 ** int(math.log2(max(width / k, 1)) / 2), _MOST_OF_GROUP))
+    if group == 1:
+        values, columns = rows.topk(k, sorted=False)
+        return values, columns
+    groups = _maxima(rows, group).topk(k, sorted=False).indices
+    grouped = rows.view(n, width // group, group)
+    candidates = grouped[torch.arange(n, device=rows.device).unsqueeze(-1), groups].flatten(1)  # [n, k * group]
+    values, at = candidates.topk(k, sorted=False)
+    return values, groups.gather(1, at // group) * group + at % group
+
+
+def _maxima(rows: Float[Tensor, "n width"], group: int) -> Float[Tensor, "n groups"]:
+    if rows.is_cuda and has_triton():
+        from sae_persona.sae.kernels import group_maxima
+
+        return group_maxima(rows, group)
+    return rows.unflatten(-1, (-1, group)).amax(-1)
+
+
 def _ragged(
     tokens: Int[Tensor, " nnz"], latents: Int[Tensor, " nnz"], values: Float[Tensor, " nnz"], batch: int
 ) -> Chosen:
@@ -112,6 +147,10 @@ def _occurrences(indices: Int[Tensor, " nnz"], n: int) -> Int[Tensor, " n"]:
 
 def weighted_rows(chosen: Chosen, matrix: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
     """`f matrix`: for each token the sum of its latents' rows, weighted by their activations."""
+    if matrix.is_cuda and has_triton():
+        from sae_persona.sae import kernels
+
+        return kernels.weighted_rows(matrix, chosen.latents, chosen.values, chosen.first)
     return functional.embedding_bag(
         chosen.latents, matrix, offsets=chosen.first, per_sample_weights=chosen.values, mode="sum"
     )
@@ -121,6 +160,10 @@ def dots(
     chosen: Chosen, rows: Float[Tensor, "batch d_in"], matrix: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, " nnz"]:
     """The entries of `rows matrix^T` that were chosen, and no others."""
+    if rows.is_cuda and has_triton():
+        from sae_persona.sae import kernels
+
+        return kernels.dots(rows, matrix, chosen.tokens(), chosen.latents)
     if rows.device.type == "cpu" and matrix.numel() > _CACHED_ENTRIES and torch.backends.mkl.is_available():
         return _sampled(chosen, rows, matrix)
     products = torch.empty_like(chosen.values)
@@ -160,21 +203,26 @@ class ByLatent:
 
     tokens: Int[Tensor, " nnz"]
     order: Int[Tensor, " nnz"]
-    """Where each pair is in `Chosen`."""
+    """Where each pair was before."""
     first: Int[Tensor, " d_sae"]
 
     @classmethod
-    def of(cls, chosen: Chosen, d_sae: int) -> "ByLatent":
-        """The pairs of `chosen`, sorted; tokens of a latent stay in order."""
-        order = chosen.latents.argsort(stable=True)
-        n_of_latent = _occurrences(chosen.latents, d_sae)
-        tokens = order // chosen.per_token if chosen.per_token is not None else chosen.tokens()[order]
-        return cls(tokens, order, n_of_latent.cumsum(0) - n_of_latent)
+    def of(cls, latents: Int[Tensor, " nnz"], tokens: Int[Tensor, " nnz"], d_sae: int) -> "ByLatent":
+        """The pairs, sorted; tokens of a latent stay in order."""
+        order = latents.int().argsort(stable=True)  # half as long to sort
+        n_of_latent = _occurrences(latents, d_sae)
+        return cls(tokens[order], order, n_of_latent.cumsum(0) - n_of_latent)
 
     def weighted_rows(
         self, rows: Float[Tensor, "batch d_in"], factors: Float[Tensor, " nnz"]
     ) -> Float[Tensor, "d_sae d_in"]:
-        """For each latent the sum of its tokens' rows, weighted by `factors`, which are in the order of `Chosen`."""
+        """For each latent the sum of its tokens' rows, weighted by `factors`, which are in the order before."""
         return functional.embedding_bag(
             self.tokens, rows, offsets=self.first, per_sample_weights=factors[self.order], mode="sum"
         )
+
+
+@cache
+def has_triton() -> bool:
+    """True = Triton is installed, as it is beside PyTorch for CUDA on Linux."""
+    return importlib.util.find_spec("triton") is not None

@@ -1,8 +1,9 @@
-"""One training step of a TopK or BatchTopK SAE with sparse gradients, in plain PyTorch.
+"""One training step of a TopK or BatchTopK SAE with sparse gradients.
 
 A latent that does not fire has no gradient, so nothing of size [batch, d_sae] is computed backwards: the decoder and
 both weight gradients are weighted sums of gathered rows, and only the encoder's forward product is dense. Gradients are
-written out by hand; `tests/sae/test_step.py` holds the same step in autograd.
+written out by hand, those of the matrices as sums that an optimiser may take as it goes; `tests/naive_topk.py` is the
+same step in autograd.
 
 Axes: `batch` tokens, `d_in` width, `d_sae` latents. Both matrices are kept with one latent per row, so that rows can be
 gathered.
@@ -44,6 +45,47 @@ class Weights:
 
 
 @dataclass(frozen=True, eq=False)
+class Term:
+    """What one loss says about both matrices: gradients that are sums over the pairs that it chose."""
+
+    chosen: Chosen
+    grad_pre: Float[Tensor, " nnz"]
+    """Of the chosen pre-activations."""
+    grad_out: Float[Tensor, "some d_in"]
+    """Of what the decoder makes of the chosen activations, for the first tokens of the batch or for all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Gradients of one batch: of the biases, and of the matrices what they are the sums of."""
+
+    terms: tuple[Term, ...]
+    centred: Float[Tensor, "batch d_in"]
+    """What the encoder was given."""
+    b_enc: Float[Tensor, " d_sae"]
+    b_dec: Float[Tensor, " d_in"]
+    ranks: Ranks
+
+    def dense(self) -> Weights:
+        """Every gradient as a tensor; with ranks, their sum, so that each process has to ask."""
+        encoder, decoder = self._of(self.terms[0])
+        for term in self.terms[1:]:
+            for total, more in zip((encoder, decoder), self._of(term), strict=True):
+                total += more
+        for matrix in (encoder, decoder):
+            self.ranks.sum(matrix, over="tokens")
+        return Weights(encoder, decoder, self.b_enc, self.b_dec)
+
+    def _of(self, term: Term) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, "d_sae d_in"]]:
+        by_latent = ByLatent.of(term.chosen.latents, term.chosen.tokens(), len(self.b_enc))
+        centred = self.centred[: len(term.grad_out)]
+        return (
+            by_latent.weighted_rows(centred, term.grad_pre),
+            by_latent.weighted_rows(term.grad_out, term.chosen.values),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class StepResult:
     """Losses of one batch and what they say about every parameter."""
 
@@ -54,7 +96,7 @@ class StepResult:
     fired: Bool[Tensor, " d_sae"]
     smallest: Float[Tensor, ""]
     """The smallest activation above zero; infinite where nothing fires."""
-    gradients: Weights
+    gradients: Gradients
 
 
 @torch.no_grad()
@@ -110,8 +152,9 @@ def topk_step(
     x_hat = ranks.sum(weighted_rows(chosen, weights.decoder), over="latents").add_(weights.b_dec)
     error = x_hat.sub_(x)  # [batch, d_in]
     grad_error = error * (2 / (n_tokens * x.shape[1]))
-    gradients = _backward(chosen, grad_error, centred, weights, ranks)
-    gradients.b_dec += grad_error.sum(0)
+    main, grad_b_enc, grad_b_dec = _backward(chosen, grad_error, weights, ranks)
+    terms = [main]
+    grad_b_dec += grad_error.sum(0)
 
     aux = error.new_zeros(())
     if helpers is not None:
@@ -121,10 +164,11 @@ def topk_step(
         power = ranks.sum(error[some].square().sum(), over="tokens").clamp(min=torch.finfo(error.dtype).tiny)
         aux = scale.to(x.dtype) * ranks.sum(aux_error.square().sum(), over="tokens") / power
         grad_aux = aux_error * ((2 * aux_coefficient * scale).to(x.dtype) * power.reciprocal())
-        extra = _backward(helpers, grad_aux, centred[some], weights, ranks)
-        for (_, gradient), (_, addition) in zip(gradients.named(), extra.named(), strict=True):
-            gradient += addition
-    for _, gradient in gradients.named():
+        extra, more_b_enc, more_b_dec = _backward(helpers, grad_aux, weights, ranks)
+        terms.append(extra)
+        grad_b_enc += more_b_enc
+        grad_b_dec += more_b_dec
+    for gradient in (grad_b_enc, grad_b_dec):
         ranks.sum(gradient, over="tokens")
 
     fires = chosen.values > 0
@@ -137,7 +181,7 @@ def topk_step(
         l0=n_fires / n_tokens,
         fired=ranks.sum(fired, over="tokens") > 0,
         smallest=ranks.smallest(smallest),
-        gradients=gradients,
+        gradients=Gradients(tuple(terms), centred, grad_b_enc, grad_b_dec, ranks),
     )
 
 
@@ -197,31 +241,10 @@ def _exact(chosen: Chosen, weights: Weights, centred: Float[Tensor, "batch d_in"
 
 
 def _backward(
-    chosen: Chosen,
-    grad_out: Float[Tensor, "batch d_in"],
-    centred: Float[Tensor, "batch d_in"],
-    weights: Weights,
-    ranks: Ranks,
-) -> Weights:
-    """Gradients through `f W_dec`, the activation function and the encoder, given the gradient of their output."""
+    chosen: Chosen, grad_out: Float[Tensor, "some d_in"], weights: Weights, ranks: Ranks
+) -> tuple[Term, Float[Tensor, " d_sae"], Float[Tensor, " d_in"]]:
+    """What the gradient of `f W_dec` says about the matrices and, through the encoder, about `b_enc` and `b_dec`."""
     grad_pre = dots(chosen, grad_out, weights.decoder) * (chosen.values > 0)
-    by_latent = ByLatent.of(chosen, len(weights.b_enc))
     grad_b_enc = torch.zeros_like(weights.b_enc).index_add_(0, chosen.latents, grad_pre)
-    return Weights(
-        encoder=by_latent.weighted_rows(centred, grad_pre),
-        decoder=by_latent.weighted_rows(grad_out, chosen.values),
-        b_enc=grad_b_enc,
-        b_dec=ranks.sum(-grad_b_enc @ weights.encoder, over="latents"),
-    )
-
-
-@torch.no_grad()
-def remove_parallel(gradient: Float[Tensor, "d_sae d_in"], rows: Float[Tensor, "d_sae d_in"]) -> None:
-    """Take out of each row of `gradient` what points along that unit row, which would only change the row's length."""
-    gradient.sub_((gradient * rows).sum(-1, keepdim=True) * rows)
-
-
-@torch.no_grad()
-def normalise_rows(matrix: Float[Tensor, "d_sae d_in"]) -> None:
-    """Make every row one long, in place."""
-    matrix.div_(matrix.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny))
+    grad_b_dec = ranks.sum(-grad_b_enc @ weights.encoder, over="latents")
+    return Term(chosen, grad_pre, grad_out), grad_b_enc, grad_b_dec

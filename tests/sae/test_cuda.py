@@ -35,7 +35,7 @@ def tokens(n_steps: int) -> Tensor:
 def test_a_step_asks_for_no_value(architecture: str, select_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(**SIZE, architecture=architecture, select_in=select_in, aux_tokens=16)
     learner = Learner.begin(16, config, torch.device("meta"))
-    monkeypatch.setattr(learner.adam, "step", lambda: None)  # its fused kernel is for devices with memory
+    monkeypatch.setattr(learner.adam, "step", lambda *_: None)  # its fused kernel is for devices with memory
     monkeypatch.setattr(learner, "_dead_soon", lambda: 9)
     z = (
         Centring(torch.zeros(16, dtype=torch.float64), 1.0)

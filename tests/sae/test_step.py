@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_persona.sae import sparse, step
-from sae_persona.sae.step import Among, StepResult, Weights, normalise_rows, remove_parallel, topk_step
+from sae_persona.sae.adam import normalise_rows, remove_parallel
+from sae_persona.sae.step import Among, StepResult, Weights, topk_step
 
 COEFFICIENT = 1 / 32
 
@@ -39,7 +40,7 @@ def assert_agree(
     torch.testing.assert_close(result.mse, mse.detach())
     torch.testing.assert_close(result.aux, aux.detach())
     assert torch.equal(result.fired, fired)
-    for (name, gradient), (_, tensor) in zip(result.gradients.named(), naive.named(), strict=True):
+    for (name, gradient), (_, tensor) in zip(result.gradients.dense().named(), naive.named(), strict=True):
         expected = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         torch.testing.assert_close(gradient, expected, msg=lambda text, name=name: f"{name}: {text}")
     return result
@@ -126,9 +127,9 @@ def test_one_latent_by_hand() -> None:
     assert result.mse == 4
     assert result.l0 == 1
     # d mse / d x_hat = error; times f for the decoder; along the decoder row, 2, for the activation.
-    assert result.gradients.decoder.tolist() == [[-6, 6]]
+    assert result.gradients.dense().decoder.tolist() == [[-6, 6]]
     assert result.gradients.b_enc.tolist() == [2]
-    assert result.gradients.encoder.tolist() == [[4, 2]]
+    assert result.gradients.dense().encoder.tolist() == [[4, 2]]
     # Directly through x_hat, and through the encoder, which sees x - b_dec.
     assert result.gradients.b_dec.tolist() == [-2 - 2, 2]
 
@@ -151,7 +152,7 @@ def test_latents_that_do_not_fire_have_no_gradient_and_are_not_counted() -> None
     result = topk_step(w, tokens(5, 4), k=3, dead=torch.zeros(6, dtype=torch.bool), aux_coefficient=0)
     assert result.l0 == 1
     assert result.fired.tolist() == [False, False, True, False, False, False]
-    for gradient in (result.gradients.encoder, result.gradients.decoder):
+    for gradient in (result.gradients.dense().encoder, result.gradients.dense().decoder):
         assert gradient.abs().sum(-1).nonzero().flatten().tolist() == [2]
 
 
@@ -168,7 +169,7 @@ def test_a_perfect_reconstruction_leaves_no_loss_and_no_division_by_zero() -> No
     dead = torch.tensor([False, False, True])
     result = topk_step(w, torch.tensor([[1.0, 2.0, 0.0]]), k=3, dead=dead, aux_coefficient=COEFFICIENT)
     assert result.mse == result.aux == 0
-    assert all(torch.isfinite(gradient).all() for _, gradient in result.gradients.named())
+    assert all(torch.isfinite(gradient).all() for _, gradient in result.gradients.dense().named())
 
 
 def test_rows_are_one_long_and_keep_their_direction() -> None:
