@@ -1,4 +1,7 @@
-"""Writing a cache against the bare forward pass, and reading it shuffled against SAELens's cached activations."""
+"""Writing a cache against the bare forward pass, and reading it shuffled against SAELens's cached activations.
+
+With `--device cuda` the model is on the GPU, and what is written comes from there.
+"""
 
 import statistics
 import tempfile
@@ -28,18 +31,20 @@ BATCH = 4096
 N_ROUNDS = 5
 
 
-def run() -> Iterator[Mapping[str, object]]:
+def run(device: str = "cpu") -> Iterator[Mapping[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
-        yield from writing(Path(folder))
+        yield from writing(Path(folder), device)
         yield from reading(Path(folder))
 
 
-def writing(folder: Path) -> Iterator[dict[str, object]]:
-    model, documents = build_model(), random_documents(N_DOCUMENTS)
+def writing(folder: Path, device: str) -> Iterator[dict[str, object]]:
+    model, documents = build_model(device), random_documents(N_DOCUMENTS)
 
     def forward(_round: int) -> None:
-        for _, batch in batches(documents, batch_size=32, pad_id=0):
+        for _, batch in batches(documents, batch_size=32, pad_id=0, device=model.device):
             residuals(model.hf, batch, [HOOK])
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     for dtype in ("float32", "bfloat16"):
 
@@ -123,7 +128,7 @@ def clock(work: Callable[[int], None], number: int) -> float:
     return time.perf_counter() - started
 
 
-def build_model() -> LoadedModel:
+def build_model(device: str = "cpu") -> LoadedModel:
     """A random Llama of four blocks, of which two are run."""
     config = LlamaConfig(
         hidden_size=WIDTH,
@@ -135,7 +140,7 @@ def build_model() -> LoadedModel:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        hf = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        hf = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False).to(device)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))  # noqa: S106
     return LoadedModel("a random Llama", hf, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0"))  # noqa: S106
 

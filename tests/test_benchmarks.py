@@ -61,6 +61,20 @@ def test_an_unknown_section_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert done.stderr == "error: no benchmark section is called 'multiplying'; there are: adding.\n"
 
 
+def test_a_device_is_for_sections_that_take_one_and_machines_that_have_it(tmp_path: Path) -> None:
+    runner = copy_runner(tmp_path)
+    (runner / "adding.py").write_text("def run():\n    yield {}\n")
+    (runner / "matmul.py").write_text('def run(device="cpu"):\n    yield {"on": device}\n')
+    assert " cpu " in benchmarks(tmp_path, "matmul").stdout
+    done = benchmarks(tmp_path, "adding", "--device", "cuda")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: section 'adding' measures a CPU only; leave out --device cuda.\n"
+    if not torch.cuda.is_available():
+        done = benchmarks(tmp_path, "--device", "cuda")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: PyTorch finds no CUDA device here; leave out --device cuda.\n"
+
+
 class OneLayer(nn.Module):
     """What sparsify's trainer takes for a model: `blk` puts out a row of a table for each token."""
 

@@ -1,4 +1,4 @@
-"""`cache`, `train` and `finetune`: activations of a model, an SAE of them, another model."""
+"""`cache`, `train`, `measure`, `upload` and `finetune`: a model's activations, an SAE of them, another model."""
 
 import math
 from collections.abc import Mapping
@@ -10,16 +10,19 @@ import typer
 from sae_persona.cli.door import app, example
 from sae_persona.cli.options import (
     BatchSize,
+    CpuOnly,
     Device,
+    Hook,
     Model,
     Out,
     Overrides,
     Settings,
     SettingsSeed,
     UnusedSeed,
+    check_cpu,
     with_seed,
 )
-from sae_persona.cli.show import bars, hush
+from sae_persona.cli.show import bars, columns, hush
 
 MEGABYTE = 10**6
 
@@ -166,6 +169,96 @@ def train(
             f"explained variance {last['metrics/explained_variance']:.3f}, "
             f"{last['sparsity/dead_features']:,} latents dead"
         )
+
+
+@app.command(
+    epilog=example("sae-persona measure sae runs/world-0/base --data runs/world-0/data/documents-heldout.jsonl")
+)
+def measure(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")],
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="Text the SAE was not trained on: JSONL, or hf:NAME[@CONFIG][:SPLIT]."),
+    ],
+    hook: Hook = None,
+    context: Annotated[int, typer.Option(metavar="N", min=2, help="Longer documents are cut into pieces.")] = 1024,
+    n_documents: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first documents.")] = None,
+    drop_first: Annotated[int, typer.Option(metavar="N", min=0, help="First tokens that do not count.")] = 1,
+    max_norm: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, help="Tokens of larger norm do not count; inspect FILE.h5 tells training's."),
+    ] = None,
+    splice: Annotated[
+        bool, typer.Option(help="Also run the model on what the SAE reconstructs: cross-entropy and divergence.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write all of it there.")] = None,
+    batch_size: BatchSize = 8,
+    _seed: UnusedSeed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Measure how well an SAE reconstructs a model on held-out text.
+
+    FVE is the fraction of variance explained; a latent is dead if it fires on none of these tokens. Recovered is the
+    share of what zeros at the hook would cost that the reconstruction does not cost.
+    """
+    from sae_persona.study.commands.measure import measure_sae
+
+    hush()
+    with bars() as progress:
+        metrics = measure_sae(
+            sae,
+            model,
+            data=data,
+            hook_name=hook,
+            context=context,
+            n_documents=n_documents,
+            drop_first=drop_first,
+            max_norm=max_norm,
+            splice=splice,
+            batch_size=batch_size,
+            device=device,
+            out=out,
+            progress=progress,
+        )
+    told = {
+        "tokens": f"{metrics.n_tokens:,}",
+        "L0": f"{metrics.l0:.2f}",
+        "FVE": f"{metrics.fve:.4f}",
+        "MSE": f"{metrics.mse:.4g}",
+        "cosine": f"{metrics.cosine:.4f}",
+        "dead": f"{metrics.dead_fraction:.1%} of {len(metrics.density):,} latents",
+    }
+    for name, kind in (("cross-entropy", "ce"), ("divergence", "kl")) if splice else ():
+        clean, spliced, ablated, recovered = (
+            getattr(metrics, f"{kind}_{which}", None) for which in ("clean", "spliced", "ablated", "recovered")
+        )
+        if spliced is not None:
+            of_model = "" if clean is None else f"{clean:.4f} of the model, "
+            share = "" if recovered is None else f"; {recovered:.1%} recovered"
+            told[name] = f"{of_model}{spliced:.4f} spliced, {ablated:.4f} with zeros{share}"
+    columns([[name, value] for name, value in told.items()])
+
+
+@app.command(epilog=example("sae-persona upload saes/k16-seed0 saes/k32-seed0 --to someone/persona-saes --private"))
+def upload(
+    saes: Annotated[list[Path], typer.Argument(metavar="SAE...", help="SAE folders; each keeps its name.")],
+    to: Annotated[str, typer.Option(metavar="USER/NAME", help="A repository of the hub; made if it is not there.")],
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="A branch of the repository.")] = "main",
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made is yours alone.")] = False,
+    _seed: UnusedSeed = 0,
+    device: CpuOnly = "cpu",
+) -> None:
+    """Upload SAEs to the Hugging Face hub with SAELens, which loads them from there.
+
+    Who you are is taken from HF_TOKEN or `hf auth login`.
+    """
+    check_cpu(device)
+    from sae_persona.study.commands.upload import upload_saes
+
+    hush()
+    for name in upload_saes(saes, to, revision=revision, private=private):
+        typer.echo(f"{to}:{name}")
 
 
 @app.command(

@@ -79,8 +79,8 @@ def adam_of_weighted_rows(
 
     The gradient is never written: each latent's is summed, used and forgotten, and weights and moments are read and
     written once. With `unit_rows`, what points along the row is first taken out of its gradient, and the row is made
-    one long at the end. `rates` are the learning rate and what
-    the root of the second moment is multiplied by, each with the correction for the number of steps.
+    one long at the end. `rates` are the learning rate and what the root of the second moment is multiplied by, each
+    with the correction for the number of steps.
     """
     d_sae, d_in = weight.shape
     width = triton.next_power_of_2(d_in)
@@ -104,7 +104,7 @@ def adam_of_weighted_rows(
         unit_rows,
         max(_TILE * 2 // width, 1),
         width,
-        num_warps=min(max(width // 256, 4), 16),  # pyright: ignore[reportCallIssue]
+        num_warps=min(max(width // 512, 4), 8),  # pyright: ignore[reportCallIssue]
     )
 
 

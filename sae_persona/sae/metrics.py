@@ -3,12 +3,12 @@
 Axes: `n` tokens of one block, `d_in` width of the residual stream, `d_sae` latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class SAEMetrics:
     """Over counted tokens, with `x` the residual stream, `f` the latents' activations and `x_hat` the reconstruction.
 
-    Cross-entropies are in nats per predicted token, over the tokens that follow a counted one.
+    Cross-entropies (`ce_`) and Kullback-Leibler divergences (`kl_`) from what the model as it is predicts, `KL(clean ||
+    edited)`, are in nats per predicted token, over the tokens that follow a counted one.
     """
 
     n_tokens: int
@@ -45,13 +46,19 @@ class SAEMetrics:
     density: tuple[float, ...]
     """For every latent, the share of tokens on which it fires."""
     ce_clean: float | None
-    """Of the model as it is; None, like the three below, where nothing was spliced in."""
+    """Of the model as it is; None, like all below, where nothing was spliced in."""
     ce_spliced: float | None
     """With `x_hat` in place of `x`."""
     ce_ablated: float | None
     """With zeros (or the `ablation` that was given) in place of `x`."""
     ce_recovered: float | None
     """`(ce_ablated - ce_spliced) / (ce_ablated - ce_clean)`; 1 = nothing is lost, 0 = no better than the ablation."""
+    kl_spliced: float | None
+    """With `x_hat` in place of `x`."""
+    kl_ablated: float | None
+    """With the ablation in place of `x`."""
+    kl_recovered: float | None
+    """`1 - kl_spliced / kl_ablated`, SAELens's `kl_div_score`."""
 
 
 def reconstruction_metrics(
@@ -65,12 +72,14 @@ def reconstruction_metrics(
     drop_first: int = 1,
     max_norm: float | None = None,
     batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
 ) -> SAEMetrics:
     """Metrics of the SAE on held-out rows, in one pass over them.
 
     The first `drop_first` tokens of a row and tokens of a norm above `max_norm` do not count, as in training: they are
     neither measured nor replaced. Ablation is by zeros, as in SAELens and SAEBench; hand in `cache.mean(hook_name)` for
-    the stricter mean ablation. Without `splice` the forward pass stops at the hook and the cross-entropies are None.
+    the stricter mean ablation. Without `splice` the forward pass stops at the hook, and what splicing tells is None.
+    `progress` gets the number of rows just measured.
 
     Raises:
         DataError: no token counts.
@@ -78,19 +87,21 @@ def reconstruction_metrics(
     """
     check_fits(sae, model, hook_name)
     sums = Reconstruction(sae)
-    entropies = _Entropies()
+    predictions = _Predictions()
     for _, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
         resid = residuals(model.hf, batch, [hook_name])[hook_name]
         counts = counted_tokens(batch, resid, drop_first=drop_first, max_norm=max_norm)
         x_hat = sums.add(resid[counts])
         if splice:
             zeros = resid.new_zeros(resid.shape[-1]) if ablation is None else ablation.to(resid)
-            entropies.add(model, batch, counts, hook_name, x_hat, zeros)
+            predictions.add(model, batch, counts, hook_name, x_hat, zeros)
+        if progress:
+            progress(len(batch.ids))
     if sums.n_tokens == 0:
         raise DataError(
             f"none of the {len(rows)} rows has a token that counts. Give rows of more than {drop_first} tokens."
         )
-    return sums.metrics(entropies)
+    return sums.metrics(predictions)
 
 
 class Reconstruction:
@@ -130,7 +141,7 @@ class Reconstruction:
             x_hat[block] = decoded.to(x_hat)
         return x_hat
 
-    def metrics(self, entropies: "_Entropies") -> SAEMetrics:
+    def metrics(self, predictions: "_Predictions") -> SAEMetrics:
         """The metrics over all tokens seen."""
         n, squared_error = self.n_tokens, float(self._squared_error)
         return SAEMetrics(
@@ -141,16 +152,18 @@ class Reconstruction:
             cosine=float(self._cosine) / n,
             dead_fraction=float((self._n_fired == 0).double().mean()),
             density=tuple(self.density.tolist()),
-            **entropies.means(),
+            **predictions.means(),
         )
 
 
-class _Entropies:
-    """Summed cross-entropies of the model left alone, with the reconstruction, and with the ablation."""
+class _Predictions:
+    """Sums over predicted tokens, of the model left alone, with the reconstruction, and with the ablation."""
 
     def __init__(self) -> None:
         self.n = 0
-        self.clean = self.spliced = self.ablated = 0.0
+        self.sums: dict[str, float] = dict.fromkeys(
+            ("ce_clean", "ce_spliced", "ce_ablated", "kl_spliced", "kl_ablated"), 0.0
+        )
 
     def add(
         self,
@@ -162,6 +175,7 @@ class _Entropies:
         ablation: Float[Tensor, " d_in"],
     ) -> None:
         followed = counts[:, :-1] & batch.mask[:, 1:]
+        targets = batch.ids[:, 1:][followed]
 
         def replaced_by(values: Tensor) -> Edit:
             def edit(resid: Resid, _position: Position) -> Resid:
@@ -172,27 +186,43 @@ class _Entropies:
             return edit
 
         self.n += int(followed.sum())
-        self.clean += _entropy(model, batch, followed)
-        with edit_residual(model.hf, hook_name, replaced_by(x_hat)):
-            self.spliced += _entropy(model, batch, followed)
-        with edit_residual(model.hf, hook_name, replaced_by(ablation)):
-            self.ablated += _entropy(model, batch, followed)
+        clean = _logits(model, batch, followed)
+        for block in blocks(len(clean), clean.shape[-1]):
+            self.sums["ce_clean"] += _cross_entropy(clean[block].double(), targets[block])
+        for name, values in (("spliced", x_hat), ("ablated", ablation)):
+            with edit_residual(model.hf, hook_name, replaced_by(values)):
+                edited = _logits(model, batch, followed)
+            for block in blocks(len(clean), clean.shape[-1]):
+                logits, as_it_is = edited[block].double(), clean[block].double()
+                self.sums[f"ce_{name}"] += _cross_entropy(logits, targets[block])
+                self.sums[f"kl_{name}"] += _divergence(as_it_is, logits)
 
     def means(self) -> dict[str, float | None]:
-        """The fields of `SAEMetrics` that begin with `ce_`."""
+        """The fields of `SAEMetrics` that begin with `ce_` and `kl_`."""
         if self.n == 0:
-            return dict.fromkeys(("ce_clean", "ce_spliced", "ce_ablated", "ce_recovered"))
-        clean, spliced, ablated = self.clean / self.n, self.spliced / self.n, self.ablated / self.n
-        recovered = (ablated - spliced) / (ablated - clean) if ablated != clean else None
-        return {"ce_clean": clean, "ce_spliced": spliced, "ce_ablated": ablated, "ce_recovered": recovered}
+            return dict.fromkeys((*self.sums, "ce_recovered", "kl_recovered"))
+        means = {name: total / self.n for name, total in self.sums.items()}
+        lost_at_most = means["ce_ablated"] - means["ce_clean"]
+        return {
+            **means,
+            "ce_recovered": (means["ce_ablated"] - means["ce_spliced"]) / lost_at_most if lost_at_most else None,
+            "kl_recovered": 1 - means["kl_spliced"] / means["kl_ablated"] if means["kl_ablated"] else None,
+        }
 
 
 @torch.no_grad()
-def _entropy(model: LoadedModel, batch: TokenBatch, followed: Bool[Tensor, "batch seq_minus_1"]) -> float:
-    """Summed cross-entropy of the tokens that come after those marked."""
-    logits = model.hf(
+def _logits(model: LoadedModel, batch: TokenBatch, followed: Bool[Tensor, "batch seq_minus_1"]) -> Float[Tensor, "n v"]:
+    """What is predicted after the marked tokens."""
+    out = model.hf(
         input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, use_cache=False
-    ).logits
-    return float(
-        functional.cross_entropy(logits[:, :-1][followed].double(), batch.ids[:, 1:][followed], reduction="sum")
     )
+    return out.logits[:, :-1][followed]
+
+
+def _cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> float:
+    return float(functional.cross_entropy(logits, targets, reduction="sum"))
+
+
+def _divergence(clean: Float[Tensor, "n v"], edited: Float[Tensor, "n v"]) -> float:
+    """Summed `KL(clean || edited)`."""
+    return float(functional.kl_div(edited.log_softmax(-1), clean.log_softmax(-1), reduction="sum", log_target=True))

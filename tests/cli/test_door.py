@@ -41,6 +41,7 @@ def test_these_are_the_commands() -> None:
         "evaluate",
         "finetune",
         "inspect",
+        "measure",
         "rank",
         "read",
         "report",
@@ -49,6 +50,7 @@ def test_these_are_the_commands() -> None:
         "signatures",
         "steer",
         "train",
+        "upload",
         "world build",
     ]
 

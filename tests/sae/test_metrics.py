@@ -26,9 +26,9 @@ def counted_resid(model: LoadedModel) -> Tensor:
     return torch.cat([residuals(model.hf, pad_rows([row], pad_id=0), [HOOK])[HOOK][0, 1:] for row in ROWS])
 
 
-def entropy(model: LoadedModel, replace: Callable[[Tensor], Tensor] = torch.clone) -> float:
-    """Mean cross-entropy of the tokens after counted ones, with counted residuals replaced by a function of them."""
-    total, n = 0.0, 0
+def log_probs(model: LoadedModel, replace: Callable[[Tensor], Tensor] = torch.clone) -> tuple[Tensor, Tensor]:
+    """What is predicted after counted tokens, and what follows; their residuals are replaced by a function of them."""
+    predicted, followed = [], []
     for row in ROWS:
         batch = pad_rows([row], pad_id=0)
 
@@ -36,11 +36,19 @@ def entropy(model: LoadedModel, replace: Callable[[Tensor], Tensor] = torch.clon
             return torch.cat([resid[:, :1], replace(resid[:, 1:])], 1)
 
         with torch.no_grad(), edit_residual(model.hf, HOOK, edit):
-            log_probs = model.hf(input_ids=batch.ids).logits.log_softmax(-1)
-        for position in range(1, len(row) - 1):
-            total -= float(log_probs[0, position, row.ids[position + 1]])
-            n += 1
-    return total / n
+            predicted.append(model.hf(input_ids=batch.ids).logits[0, 1:-1].double().log_softmax(-1))
+        followed.append(torch.tensor(row.ids[2:]))
+    return torch.cat(predicted), torch.cat(followed)
+
+
+def entropy(model: LoadedModel, replace: Callable[[Tensor], Tensor] = torch.clone) -> float:
+    predicted, followed = log_probs(model, replace)
+    return -float(predicted[torch.arange(len(followed)), followed].mean())
+
+
+def divergence(model: LoadedModel, replace: Callable[[Tensor], Tensor]) -> float:
+    (clean, _), (edited, _) = log_probs(model), log_probs(model, replace)
+    return float((clean.exp() * (clean - edited)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -57,13 +65,13 @@ def test_reconstruction_is_measured_by_the_formulas(sae: "TopKSAE", tiny_model: 
     assert found.cosine == pytest.approx(float(torch.cosine_similarity(x, x_hat, dim=-1).mean()), abs=1e-5)
     assert found.density == pytest.approx((f > 0).double().mean(0).tolist())
     assert found.dead_fraction == pytest.approx(float(((f > 0).sum(0) == 0).double().mean()))
-    assert found.ce_clean is found.ce_spliced is found.ce_ablated is found.ce_recovered is None
+    spliced = {name: value for name, value in vars(found).items() if name[:3] in ("ce_", "kl_")}
+    assert len(spliced) == 7
+    assert set(spliced.values()) == {None}
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_cross_entropies_are_those_of_the_edited_model(
-    sae: "TopKSAE", tiny_model: LoadedModel, batch_size: int
-) -> None:
+def test_predictions_are_those_of_the_edited_model(sae: "TopKSAE", tiny_model: LoadedModel, batch_size: int) -> None:
     mean = torch.linspace(-1, 1, 32)
     found = reconstruction_metrics(sae, tiny_model, ROWS, hook_name=HOOK, batch_size=batch_size, ablation=mean)
     assert found.ce_clean == pytest.approx(entropy(tiny_model), rel=1e-5)
@@ -71,6 +79,9 @@ def test_cross_entropies_are_those_of_the_edited_model(
     assert found.ce_ablated == pytest.approx(entropy(tiny_model, mean.expand_as), rel=1e-5)
     recovered = (found.ce_ablated - found.ce_spliced) / (found.ce_ablated - found.ce_clean)
     assert found.ce_recovered == pytest.approx(recovered)
+    assert found.kl_spliced == pytest.approx(divergence(tiny_model, sae), rel=1e-4)
+    assert found.kl_ablated == pytest.approx(divergence(tiny_model, mean.expand_as), rel=1e-4)
+    assert found.kl_recovered == pytest.approx(1 - found.kl_spliced / found.kl_ablated)
     by_zeros = reconstruction_metrics(sae, tiny_model, ROWS, hook_name=HOOK)
     assert by_zeros.ce_ablated == pytest.approx(entropy(tiny_model, torch.zeros_like), rel=1e-5)
     with torch.no_grad():
@@ -91,7 +102,8 @@ def perfect(sae: "TopKSAE") -> "TopKSAE":
 def test_a_perfect_reconstruction_recovers_everything(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
     found = reconstruction_metrics(perfect(sae), tiny_model, ROWS, hook_name=HOOK)
     assert found.fve == pytest.approx(1)
-    assert found.ce_recovered == pytest.approx(1)
+    assert found.ce_recovered == found.kl_recovered == pytest.approx(1)
+    assert found.kl_spliced == pytest.approx(0, abs=1e-6)
     assert found.l0 == pytest.approx(32)
 
 
