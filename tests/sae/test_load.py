@@ -77,7 +77,7 @@ def test_a_batchtopk_sae_is_saelenss_to_the_same_numbers(
 
 def test_metrics_are_kept_beside_the_training_config(sae: "TopKSAE", tmp_path: Path, manifest: Manifest) -> None:
     sae.cfg.metadata.sae_persona = {"config": {"k": 3}}
-    metrics = SAEMetrics(100, 3.0, 0.5, 0.1, 0.9, 0.0, (0.25,) * 12, 1.0, 1.5, 3.0, 0.75)
+    metrics = SAEMetrics(100, 3.0, 0.5, 0.1, 0.9, 0.0, (0.25,) * 12, 1.0, 1.5, 3.0, 0.75, 0.2, 0.8, 0.75)
     save_sae(sae, tmp_path / "sae", manifest=manifest, metrics=metrics)
     recorded = load_sae(tmp_path / "sae").cfg.metadata.sae_persona
     assert recorded["config"] == {"k": 3}
