@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_persona.sae.ranks import Ranks
-from sae_persona.sae.sparse import ByLatent, has_triton
+from sae_persona.sae.sparse import ByLatent, runs_triton
 from sae_persona.sae.step import Gradients, Weights
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -38,7 +38,7 @@ class Adam(Protocol):
 
 def adam_of(weights: Weights, ranks: Ranks) -> Adam:
     """The one that is fastest where the weights are: on a GPU with Triton, for a process alone, the fused one."""
-    fused = weights.encoder.is_cuda and has_triton() and ranks.split is None
+    fused = runs_triton(weights.encoder) and ranks.split is None
     return FusedAdam(weights) if fused else TorchAdam(weights)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from sae_persona.errors import IncompatibleError
-from sae_persona.sae.adam import Adam, adam_of, normalise_rows
+from sae_persona.sae.adam import Adam, FusedAdam, adam_of, normalise_rows
 from sae_persona.sae.config import TrainConfig
 from sae_persona.sae.ranks import ALONE, Ranks
 from sae_persona.sae.recorded import Recorded
@@ -212,7 +212,7 @@ class Learner:
         return self._most_dead
 
     def _is_short(self, z: Float[Tensor, "batch d_in"]) -> bool:
-        return z.is_cuda and self.ranks.split is None and len(z) * self.config.d_sae <= _SHORT_STEP
+        return isinstance(self.adam, FusedAdam) and len(z) * self.config.d_sae <= _SHORT_STEP
 
     @property
     def _of_batch(self) -> bool:

@@ -1,6 +1,6 @@
 """Choosing a few latents per token, and products that visit only these: the arithmetic under the training step.
 
-On a GPU the products are Triton kernels where Triton is installed, and gathered rows where it is not.
+On a GPU the products are Triton kernels where it runs these, and gathered rows where it does not.
 
 Axes: `batch` tokens, `nnz` chosen (token, latent) pairs, `d_in` width, `d_sae` latents. Matrices have one latent or one
 token per row, so that a product is a weighted sum, or a dot product, of gathered rows.
@@ -28,6 +28,8 @@ _GROUP = 16
 """Latents of which `largest_of_batch` looks at the greatest first on a CPU."""
 _MOST_OF_GROUP = 64
 """The same on a GPU, at most."""
+_TRITON_NEEDS = (8, 0)
+"""Compute capability of the oldest GPUs that Triton supports."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +73,7 @@ def joined(parts: Sequence[Chosen]) -> Chosen:
 
 def largest_of_each(pre: Float[Tensor, "batch d_sae"], k: int) -> Chosen:
     """Each token's `k` largest entries, those below zero as zeros."""
-    by_groups = pre.is_cuda and has_triton()
-    values, latents = largest_by_groups(pre, k) if by_groups else pre.topk(k, dim=-1, sorted=False)
+    values, latents = largest_by_groups(pre, k) if runs_triton(pre) else pre.topk(k, dim=-1, sorted=False)
     first = torch.arange(0, latents.numel(), k, device=pre.device)
     return Chosen(latents.flatten(), values.relu_().flatten(), first, k)
 
@@ -87,7 +88,8 @@ def largest_of_batch(pre: Float[Tensor, "batch d_sae"], n: int) -> Chosen:
     batch, d_sae = pre.shape
     if pre.device.type != "cpu":
         everything, n = pre.view(1, -1), min(n, pre.numel())
-        values, pairs = largest_by_groups(everything, n) if has_triton() else everything.topk(n, sorted=False)
+        by_groups = runs_triton(pre) or not pre.is_cuda
+        values, pairs = largest_by_groups(everything, n) if by_groups else everything.topk(n, sorted=False)
         pairs, by_token = pairs.flatten().sort()
         return _ragged(pairs // d_sae, pairs % d_sae, values.flatten()[by_token].relu_(), batch)
     group = _GROUP if d_sae % _GROUP == 0 else 1
@@ -126,7 +128,7 @@ def largest_by_groups(rows: Float[Tensor, "n width"], k: int) -> tuple[Float[Ten
 
 
 def _maxima(rows: Float[Tensor, "n width"], group: int) -> Float[Tensor, "n groups"]:
-    if rows.is_cuda and has_triton():
+    if runs_triton(rows):
         from sae_persona.sae.kernels import group_maxima
 
         return group_maxima(rows, group)
@@ -147,7 +149,7 @@ def _occurrences(indices: Int[Tensor, " nnz"], n: int) -> Int[Tensor, " n"]:
 
 def weighted_rows(chosen: Chosen, matrix: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
     """`f matrix`: for each token the sum of its latents' rows, weighted by their activations."""
-    if matrix.is_cuda and has_triton():
+    if runs_triton(matrix):
         from sae_persona.sae import kernels
 
         return kernels.weighted_rows(matrix, chosen.latents, chosen.values, chosen.first)
@@ -160,7 +162,7 @@ def dots(
     chosen: Chosen, rows: Float[Tensor, "batch d_in"], matrix: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, " nnz"]:
     """The entries of `rows matrix^T` that were chosen, and no others."""
-    if rows.is_cuda and has_triton():
+    if runs_triton(rows):
         from sae_persona.sae import kernels
 
         return kernels.dots(rows, matrix, chosen.tokens(), chosen.latents)
@@ -222,7 +224,13 @@ class ByLatent:
         )
 
 
+def runs_triton(tensor: Tensor) -> bool:
+    """True = Triton's kernels run where the tensor is: it is installed, as it is beside PyTorch for CUDA on Linux, and
+    knows the GPU.
+    """
+    return tensor.is_cuda and _has_triton(tensor.device)
+
+
 @cache
-def has_triton() -> bool:
-    """True = Triton is installed, as it is beside PyTorch for CUDA on Linux."""
-    return importlib.util.find_spec("triton") is not None
+def _has_triton(device: torch.device) -> bool:
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= _TRITON_NEEDS
