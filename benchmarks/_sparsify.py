@@ -40,10 +40,13 @@ class SparsifyTrainer:
         self, d_in: int, config: TrainConfig, optimiser: Optimiser, lr: float, device: torch.device | str = "cpu"
     ) -> None:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that there is no Triton and, in a warning, no CUDA
+            warnings.simplefilter("ignore")  # it says which decoder it takes and, in a warning, that there is no CUDA
             from schedulefree import ScheduleFreeWrapper
-            from sparsify import SparseCoder, SparseCoderConfig
+            from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
             from sparsify.sign_sgd import SignSGD
+            from sparsify.utils import eager_decode
+        if torch.device(device).type == "cpu":
+            sparse_coder.decoder_impl = eager_decode  # it takes Triton's wherever that is installed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             size = SparseCoderConfig(num_latents=config.d_sae, k=config.k)
