@@ -44,7 +44,7 @@ from sae_persona.types import Completion, Prompt
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 4
+VERSION = 5
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS = "ranking.jsonl", "ranking.csv", "ranking.json"
 FALLS, FALLS_TABLE, FIGURE = "falls.jsonl", "falls.csv", "ranking.html"
