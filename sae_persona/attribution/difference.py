@@ -144,7 +144,18 @@ def least_of(controls: Sequence[LatentStats]) -> Float[np.ndarray, " d_sae"]:
 
 def check_same(stats: Sequence[LatentStats]) -> None:
     """Raise `IncompatibleError` unless all statistics describe the same latents over the same questions."""
-    _check_alike(stats, ("reading", "tokens", "question_ids"))
+    _check_alike(stats, ("reading", "tokens"))
+    for other in stats[1:]:
+        if alone := sorted({*stats[0].question_ids} ^ {*other.question_ids}):
+            raise IncompatibleError(
+                f"these latent statistics differ in their question_ids: {len(alone)} questions, such as {alone[0]!r}, "
+                "have tokens in one of them only. Compute both on answers to the same prompts, with more samples of "
+                "each where a model leaves some without an answer."
+            )
+        if other.question_ids != stats[0].question_ids:
+            raise IncompatibleError(
+                "these latent statistics differ in the order of their question_ids; compute them in the same way."
+            )
 
 
 def _check_alike(stats: Sequence[LatentStats], words: Sequence[str]) -> None:
