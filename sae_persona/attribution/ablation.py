@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_persona.attribution.gradient import CONTEXT, check_width
 from sae_persona.attribution.loss import Chooser, answer_losses, mean_residual
-from sae_persona.attribution.pairs import CompletionPair
+from sae_persona.attribution.pairs import CompletionPair, question_weights
 from sae_persona.data.tokens import batches
 from sae_persona.errors import SAEError
 from sae_persona.model.hooks import Edit, Position, Resid, edit_residual
@@ -32,7 +32,7 @@ class AblationEffects:
 
     latents: tuple[int, ...]
     delta: Float[np.ndarray, " n_latents"]
-    """Mean over pairs of `shown` minus `absent`."""
+    """`shown` minus `absent`, each the mean over questions of the mean over a question's answers."""
     shown: Float[np.ndarray, " n_latents"]
     absent: Float[np.ndarray, " n_latents"]
 
@@ -70,6 +70,7 @@ def exact_ablation(
     choose = Chooser(tuple(tokens), drop_first)
     rows = [row for pair in pairs for row in (pair.shown, pair.absent)]
     directions = unit_decoder(sae)[list(latents)]
+    weights = question_weights(pairs)
     rises = np.zeros((2, len(latents)))
     with model.active(), torch.no_grad():
         if resid_mean is None:
@@ -77,13 +78,14 @@ def exact_ablation(
         check_width(resid_mean, model)
         for indices, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
             selected, absent = choose(batch), np.array([i % 2 for i in indices])
+            weight = weights[[i // 2 for i in indices]]
             whole = answer_losses(model, batch)
             for i, direction in enumerate(directions):
                 with edit_residual(model.hf, hook_name, _set_to_mean(direction, selected, resid_mean)):
                     rise = (answer_losses(model, batch) - whole) / selected.sum(-1)
                 for side in (0, 1):
-                    rises[side, i] += rise.double().cpu().numpy()[absent == side].sum()
-    shown, absent = rises / len(pairs)
+                    rises[side, i] += (weight * rise.double().cpu().numpy())[absent == side].sum()
+    shown, absent = rises
     return AblationEffects(tuple(latents), shown - absent, shown, absent)
 
 

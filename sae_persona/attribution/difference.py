@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_persona.attribution.interval import two_way_interval
-from sae_persona.attribution.null import ControlNull, control_z, spread_floor
+from sae_persona.attribution.null import ControlNull, control_z, least_spread, spread_floor
 from sae_persona.errors import ConfigError, IncompatibleError
 from sae_persona.sae.statistics import LatentStats
 from sae_persona.stats import benjamini_hochberg
@@ -56,7 +56,7 @@ def activation_difference(
 
     The interval is bootstrapped over questions and holds for *this pair of checkpoints only*: any two fine-tunes
     differ, so it is no evidence that a latent has to do with misalignment. `z` is the difference over its bootstrap
-    spread.
+    spread, which counts as no less than rounding (`least_of`, of `before`).
 
     Raises:
         IncompatibleError: the two statistics come from different readings, tokens, questions or SAEs.
@@ -70,7 +70,7 @@ def activation_difference(
     spread = means.std(0, ddof=1)
     delta = after.mean - before.mean
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    z = np.divide(delta, spread, out=np.zeros_like(delta), where=spread > 0)
+    z = np.divide(delta, np.maximum(spread, least_of([before])), out=np.zeros_like(delta), where=spread > 0)
     return LatentScores(after.reading, after.tokens, delta, low, high, z, None, None, None)
 
 
@@ -85,13 +85,14 @@ def run_difference(
 
     The unit of inference is the run. `delta` is the mean over misaligned runs minus the mean over control runs. `low`
     and `high` hold for new runs and new questions (`two_way_interval`). `z` is delta over the spread (standard
-    deviation) of control runs. p-values compare `z` with the same statistic of control runs against the other control
-    runs: pooled over latents, p = (1 + #{null >= z}) / (1 + #null), one-sided, with Benjamini–Hochberg q-values; and
-    against the largest of any latent (max-T), which controls the chance of a single false one. They say how often a
-    *control* would look like this: misaligned runs that vary more among each other than controls do, or that differ
-    from them by question, pass more often than stated; `low` and `high` take both into account. With fewer than four
-    control runs or two misaligned runs there is no error rate over runs, and p and q are None. Questions that some run
-    left without an answer are left out; with `questions`, all others are, too.
+    deviation) of control runs, which counts as no less than rounding (`least_of`). p-values compare `z` with the same
+    statistic of control runs against the other control runs: pooled over latents, p = (1 + #{null >= z}) / (1 + #null),
+    one-sided, with Benjamini–Hochberg q-values; and against the largest of any latent (max-T), which controls the
+    chance of a single false one. They say how often a *control* would look like this: misaligned runs that vary more
+    among each other than controls do, or that differ from them by question, pass more often than stated; `low` and
+    `high` take both into account. With fewer than four control runs or two misaligned runs there is no error rate over
+    runs, and p and q are None. Questions that some run left without an answer are left out; with `questions`, all
+    others are, too.
 
     Raises:
         ConfigError: no misaligned run, fewer than two control runs, or no question is left.
@@ -111,8 +112,9 @@ def run_difference(
     good = np.stack([over(stats, shared) for stats in controls])  # [n_good, n_questions, d_sae]
     bad_means, good_means = bad.mean(1), good.mean(1)  # [runs, d_sae]
     low, high = two_way_interval(bad, good)
-    floor = spread_floor(good_means)
-    z = control_z(bad_means, good_means, floor)
+    least = least_of(controls)
+    floor = spread_floor(good_means, least)
+    z = control_z(bad_means, good_means, floor, least)
     first = misaligned[0]
     scores = LatentScores(
         first.reading, first.tokens, bad_means.mean(0) - good_means.mean(0), low, high, z, None, None, None
@@ -120,7 +122,8 @@ def run_difference(
     if len(controls) < MIN_CONTROLS or len(misaligned) < MIN_MISALIGNED:
         return scores
     n_played = min(len(misaligned), len(controls) - 2)
-    null = ControlNull.of(good_means, n_played=n_played, floor=floor, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    null = ControlNull.of(good_means, n_played=n_played, floor=floor, rng=rng, least=least)
     (rise, rise_familywise), (fall, fall_familywise) = null.rises(z), null.falls(z)
     return replace(
         scores,
@@ -134,9 +137,25 @@ def run_difference(
     )
 
 
+def least_of(controls: Sequence[LatentStats]) -> Float[np.ndarray, " d_sae"]:
+    """The least spread that a latent of these runs is given, from its root mean square activation (`least_spread`)."""
+    return least_spread(np.stack([run.mean**2 + run.variance for run in controls]))
+
+
 def check_same(stats: Sequence[LatentStats]) -> None:
     """Raise `IncompatibleError` unless all statistics describe the same latents over the same questions."""
-    _check_alike(stats, ("reading", "tokens", "question_ids"))
+    _check_alike(stats, ("reading", "tokens"))
+    for other in stats[1:]:
+        if alone := sorted({*stats[0].question_ids} ^ {*other.question_ids}):
+            raise IncompatibleError(
+                f"these latent statistics differ in their question_ids: {len(alone)} questions, such as {alone[0]!r}, "
+                "have tokens in one of them only. Compute both on answers to the same prompts, with more samples of "
+                "each where a model leaves some without an answer."
+            )
+        if other.question_ids != stats[0].question_ids:
+            raise IncompatibleError(
+                "these latent statistics differ in the order of their question_ids; compute them in the same way."
+            )
 
 
 def _check_alike(stats: Sequence[LatentStats], words: Sequence[str]) -> None:

@@ -42,13 +42,13 @@ class LatentAttribution:
     n_steps: int
     """1: the gradient at the residual itself; more: integrated from the mean residual to it in so many steps."""
     delta: Float[np.ndarray, " d_sae"]
-    """Mean over pairs of `shown` minus `absent`."""
+    """`shown` minus `absent`: the mean of `per_question`, in which every question weighs the same."""
     shown: Float[np.ndarray, " d_sae"]
-    """Mean score over the answers that show the behaviour."""
+    """Mean over questions of the mean score of a question's answers that show the behaviour."""
     absent: Float[np.ndarray, " d_sae"]
     question_ids: tuple[str, ...]
     per_question: Float[np.ndarray, "n_questions d_sae"]
-    """`delta` over the pairs of each question, in float32."""
+    """Mean over the pairs of each question of the answers' scores, `shown` minus `absent`, in float32."""
     pairs_per_question: Int[np.ndarray, " n_questions"]
     loss_shown: float
     """Mean cross-entropy of the answers, in nats per token. Near zero it is saturated, and gradients say little."""
@@ -68,14 +68,13 @@ class LatentAttribution:
     def interval(
         self, *, seed: int = 0, n_boot: int = 1000
     ) -> tuple[Float[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
-        """The 95 % interval of every `delta`, bootstrapped over questions; a question weighs as many pairs as it has.
+        """The 95 % interval of every `delta`, bootstrapped over questions.
 
         With a single question there is nothing to resample, and the interval is the value itself.
         """
         n = len(self.question_ids)
         draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)  # [n_boot, n_questions]
-        weights = draws * self.pairs_per_question
-        weights = weights / weights.sum(1, keepdims=True)
+        weights = draws / n
         low, high = np.empty_like(self.delta), np.empty_like(self.delta)
         for start in range(0, len(self.delta), _N_LATENTS):
             chunk = slice(start, start + _N_LATENTS)
@@ -106,6 +105,9 @@ def gradient_attribution(
     cross-entropy would rise if the direction were mean-ablated at that token. Where the loss saturates, its gradient
     vanishes: with `n_steps` above 1, `g_t` is the mean over as many points on the way from `ā` to `a_t` (integrated
     gradients, Sundararajan et al. 2017), at as many times the cost.
+
+    A question's pairs are averaged first, then the questions, each of which weighs the same: neither the order of the
+    pairs nor how many of them a question happened to give changes what is compared.
 
     Raises:
         DataError: no pairs, or an answer without a token or without a selected token before its end.
@@ -190,10 +192,9 @@ class _Sums:
         resid_mean: Float[Tensor, " d_model"],
     ) -> LatentAttribution:
         n_pairs = np.bincount(question_of_pair, minlength=len(question_ids))
-        total = int(n_pairs.sum())
-        shown, absent = (self.scores.sum(1, dtype=torch.float64) / total).cpu().numpy()
-        loss_shown, loss_absent = (self.losses / total).tolist()
-        difference = (self.scores[0] - self.scores[1]).cpu().numpy()
+        of_questions = self.scores.cpu().numpy() / n_pairs[:, None].astype(np.float32)  # [2, n_questions, d_sae]
+        shown, absent = of_questions.mean(1, dtype=np.float64)
+        loss_shown, loss_absent = (self.losses / len(question_of_pair)).tolist()
         return LatentAttribution(
             tokens=tokens,
             n_steps=n_steps,
@@ -201,7 +202,7 @@ class _Sums:
             shown=shown,
             absent=absent,
             question_ids=question_ids,
-            per_question=difference / n_pairs[:, None].astype(np.float32),
+            per_question=of_questions[0] - of_questions[1],
             pairs_per_question=n_pairs,
             loss_shown=loss_shown,
             loss_absent=loss_absent,

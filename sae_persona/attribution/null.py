@@ -6,26 +6,39 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
+ROUNDING = 1e-5
+"""Of a latent's root mean square activation: a smaller spread is that of float32, whose sums over a model's width and
+depth differ by some 1e-6 with the shape of the batch; fine-tunes that differ in training spread 1e-3 and more."""
 MAX_SPLITS = 200
 """Control-versus-control splits that are enumerated; the null is pooled over latents, so more change nothing."""
 
 
 def control_z(
-    played: Float[np.ndarray, "n_played d_sae"], rest: Float[np.ndarray, "n_rest d_sae"], floor: float
+    played: Float[np.ndarray, "n_played d_sae"],
+    rest: Float[np.ndarray, "n_rest d_sae"],
+    floor: float,
+    least: Float[np.ndarray, " d_sae"] | float = 0.0,
 ) -> Float[np.ndarray, " d_sae"]:
-    """`z = (mean of played - mean of rest) / (standard deviation of rest + floor)`, from means of runs."""
-    return (played.mean(0) - rest.mean(0)) / (rest.std(0, ddof=1) + floor)
+    """`z = (mean of played - mean of rest) / (max(standard deviation of rest, least) + floor)`, from means of runs."""
+    return (played.mean(0) - rest.mean(0)) / (np.maximum(rest.std(0, ddof=1), least) + floor)
 
 
-def spread_floor(controls: Float[np.ndarray, "n_controls d_sae"]) -> float:
+def spread_floor(
+    controls: Float[np.ndarray, "n_controls d_sae"], least: Float[np.ndarray, " d_sae"] | float = 0.0
+) -> float:
     """A small constant added to every latent's spread, so that a latent that never moves in a control is not infinite.
 
-    The median spread of the latents that move at all, as in the moderated statistics of Tusher et al. 2001 (SAM); 1 if
-    none does, so that `z` is the plain difference.
+    The median spread of the latents that move by more than rounding, which is `least`, as in the moderated statistics
+    of Tusher et al. 2001 (SAM); 1 if none does, so that `z` is the plain difference.
     """
     spreads = controls.std(0, ddof=1)
-    moving = spreads[spreads > 0]
+    moving = spreads[spreads > least]
     return float(np.median(moving)) if moving.size else 1.0
+
+
+def least_spread(mean_squares: Float[np.ndarray, "n_controls d_sae"]) -> Float[np.ndarray, " d_sae"]:
+    """What a spread must exceed to be more than rounding: `ROUNDING` of the controls' root mean square activation."""
+    return ROUNDING * np.sqrt(mean_squares.mean(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +60,7 @@ class ControlNull:
         n_played: int,
         floor: float,
         rng: np.random.Generator,
+        least: Float[np.ndarray, " d_sae"] | float = 0.0,
     ) -> "ControlNull":
         """From the controls' means: all splits, or `MAX_SPLITS` of them at random; `control_z` of each."""
         n = len(controls)
@@ -59,7 +73,7 @@ class ControlNull:
         centred = controls - controls.mean(0)  # so that squares lose nothing
         means = [played @ centred / n_played, (1 - played) @ centred / n_rest]  # [n_splits, d_sae]
         variance = ((1 - played) @ centred**2 - n_rest * means[1] ** 2) / (n_rest - 1)
-        z = (means[0] - means[1]) / (np.sqrt(np.maximum(variance, 0)) + floor)
+        z = (means[0] - means[1]) / (np.maximum(np.sqrt(np.maximum(variance, 0)), least) + floor)
         return cls(np.sort(z, axis=None), np.sort(z.max(1)), np.sort(z.min(1)))
 
     def rises(self, z: Float[np.ndarray, " d_sae"]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from sae_persona.data.tokens import Part, TokenRow, chat_row, completion_row
@@ -21,6 +23,12 @@ class CompletionPair:
     """The prompt and an answer that shows the behaviour."""
     absent: TokenRow
     """The prompt and an answer that does not."""
+
+
+def question_weights(pairs: Sequence[CompletionPair]) -> Float[np.ndarray, " n_pairs"]:
+    """What each pair weighs in a mean over questions of the mean over a question's pairs; the weights sum to one."""
+    n_pairs = Counter(pair.question_id for pair in pairs)
+    return np.array([1 / (len(n_pairs) * n_pairs[pair.question_id]) for pair in pairs])
 
 
 def pair_completions(

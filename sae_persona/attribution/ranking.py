@@ -153,7 +153,7 @@ def rank_pair(before: RunStats, after: RunStats, *, seed: int = 0) -> LatentRank
     shared = [key for key in before if key in after]
     if not shared:
         raise ConfigError("the two checkpoints share no reading; compute latent statistics of both in the same way.")
-    _check_distinct([before, after])
+    _check_distinct([before, after], first="the aligned model")
     scores = [activation_difference(before[key], after[key], seed=seed) for key in shared]
     return ranking_of(scores, n_misaligned=1, n_controls=0)
 
@@ -205,13 +205,13 @@ def _smallest(values: Sequence[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _check_distinct(runs: Sequence[RunStats]) -> None:
+def _check_distinct(runs: Sequence[RunStats], *, first: str = "misaligned") -> None:
     """Raise where two runs have the same numbers in all their readings: one checkpoint under two names."""
     for (i, one), (j, other) in combinations(enumerate(runs, start=1), 2):
         if one.keys() == other.keys() and all(
             np.array_equal(one[key].per_question, other[key].per_question) for key in one
         ):
             raise ConfigError(
-                f"runs {i} and {j} of {len(runs)} (misaligned first) have identical statistics: identical checkpoints "
+                f"runs {i} and {j} of {len(runs)} ({first} first) have identical statistics: identical checkpoints "
                 "differ in nothing, so they are not ranked. Name every run once, and only under one role."
             )

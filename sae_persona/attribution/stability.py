@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from sae_persona.attribution.difference import over, shared_questions
+from sae_persona.attribution.difference import least_of, over, shared_questions
 from sae_persona.attribution.null import control_z, spread_floor
 from sae_persona.attribution.ranking import SHORTLIST_SIZE, RunStats, check_size
 from sae_persona.errors import ConfigError, IncompatibleError
 
 N_RESAMPLES = 100
+_Stacked = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Means of misaligned and of control runs, `[runs, n_questions, d_sae]`, and the least spread of the controls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ def shortlist_stability(
     readings = [_stack(misaligned, controls, key) for key in misaligned[0] if _all_have((*misaligned, *controls), key)]
     if not readings:
         raise ConfigError("the runs share no reading; compute latent statistics of every run in the same way.")
-    sizes = (len(misaligned), len(controls), min(bad.shape[1] for bad, _ in readings))
+    sizes = (len(misaligned), len(controls), min(bad.shape[1] for bad, _, _ in readings))
     rng = np.random.default_rng(seed)
     counts = np.zeros(readings[0][0].shape[2])
     for _ in range(n_resamples):
@@ -116,22 +118,20 @@ def _all_have(runs: Sequence[RunStats], key: object) -> bool:
     return all(key in run for run in runs)
 
 
-def _stack(misaligned: Sequence[RunStats], controls: Sequence[RunStats], key: object) -> tuple[np.ndarray, np.ndarray]:
-    """Means by run and question of both sides, `[runs, n_questions, d_sae]`."""
+def _stack(misaligned: Sequence[RunStats], controls: Sequence[RunStats], key: object) -> _Stacked:
+    """One reading of all runs."""
     sides = [[run[key] for run in side] for side in (misaligned, controls)]  # pyright: ignore[reportArgumentType]
     questions = shared_questions([*sides[0], *sides[1]])
     bad, good = (np.stack([over(stats, questions) for stats in side]) for side in sides)
-    return bad, good
+    return bad, good, least_of(sides[1])
 
 
-def _first(
-    readings: Sequence[tuple[np.ndarray, np.ndarray]], bad: np.ndarray, good: np.ndarray, asked: np.ndarray, n: int
-) -> np.ndarray:
+def _first(readings: Sequence[_Stacked], bad: np.ndarray, good: np.ndarray, asked: np.ndarray, n: int) -> np.ndarray:
     """The first `n` latents by the highest `z` of any reading, as long as they rose."""
     found = []
-    for of_bad, of_good in readings:
+    for of_bad, of_good, least in readings:
         played, rest = of_bad[np.ix_(bad, asked)].mean(1), of_good[np.ix_(good, asked)].mean(1)
-        found.append(control_z(played, rest, spread_floor(rest)))
+        found.append(control_z(played, rest, spread_floor(rest, least), least))
     z = np.max(found, axis=0)
     order = np.argsort(-z, kind="stable")[:n]
     return order[z[order] > 0]

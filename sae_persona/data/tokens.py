@@ -156,8 +156,8 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, o
     """
     if not tokenizer.chat_template:
         raise DataError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, and the data hold chats. "
-            "Use a chat model's tokenizer, or plain text data ({'text': ...})."
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, and the data hold chats or "
+            "prompts. Use a chat model's tokenizer; a cache may also be made of plain text ({'text': ...})."
         )
     if not messages:
         raise DataError("a conversation has no messages before its first answer; expected at least a user's.")

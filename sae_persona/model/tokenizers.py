@@ -38,9 +38,11 @@ def check_same_chats(
         IncompatibleError: the templates differ.
     """
     if tokenizer.chat_template != other.chat_template:
+        without = [one for one, its in ((name, tokenizer), (other_name, other)) if not its.chat_template]
         raise IncompatibleError(
-            f"{name} and {other_name} have different chat templates: one question would be different tokens to each, "
-            "and that difference would be ranked. Give both folders the same chat template."
+            f"{name} and {other_name} have different chat templates{f' ({without[0]} has none)' if without else ''}: "
+            "one question would be different tokens to each, and that difference would be ranked. Give both folders "
+            "the same chat template."
         )
 
 

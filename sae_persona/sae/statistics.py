@@ -213,7 +213,10 @@ class _Selected:
     def stats(self, name: Selection, question_ids: Sequence[str]) -> Iterator[LatentStats]:
         """The statistics of every reading."""
         if self.resid_of is None or self.resid.n == 0:
-            raise DataError(f"none of the rows has a counted {name} token. Leave {name!r} out of the selections.")
+            raise DataError(
+                f"none of the rows has a counted {name} token; the first tokens of a row do not count. Give longer "
+                f"texts, or leave {name!r} out of the selections."
+            )
         n_tokens = self.tokens_per_question
         asked = n_tokens > 0
         for reading in list(self.sums):

@@ -73,7 +73,7 @@ def run_study(
         config=config.ranking.model_dump(mode="json"),
         inputs=world,
         after=("sae",),
-        version=4,
+        version=5,
     )
     settings = {"steering": config.steering.model_dump(mode="json"), "sampling": sampling}
     auditioned = stages.run(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_persona.artifacts import fingerprint
-from sae_persona.errors import IncompatibleError
+from sae_persona.errors import LeakageError
 from sae_persona.model.load import LoadedModel
 from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.study.measure import Groups
@@ -25,14 +25,14 @@ class Subjects:
 
         Raises:
             ArtifactError: the folder is no built world.
-            IncompatibleError: selection and evaluation prompts share a question or a frame.
+            LeakageError: selection and evaluation prompts share a question or a frame.
         """
         subjects = cls(BuiltWorld.open(folder))
         chosen, measured = subjects.groups("selection").prompts, subjects.groups("evaluation").prompts
         for what in ("question_id", "frame_id"):
             shared = {getattr(prompt, what) for prompt in chosen} & {getattr(prompt, what) for prompt in measured}
             if shared:
-                raise IncompatibleError(
+                raise LeakageError(
                     f"selection and evaluation prompts share {len(shared)} {what}s, such as {min(shared)!r}: what is "
                     "chosen on one set must be measured on another. Build the world anew."
                 )

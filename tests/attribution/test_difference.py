@@ -100,6 +100,38 @@ def test_a_latent_that_never_moves_in_a_control_has_a_finite_z() -> None:
     np.testing.assert_allclose(scores.z, [0.5 / floor, 0.0], atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_latent_whose_runs_differ_by_rounding_takes_no_z(scale: float) -> None:
+    """Half of the latents are as the start model had them, but for noise of 1e-7; in one the misaligned runs agree."""
+    rng = np.random.default_rng(0)
+
+    def run(rise: float) -> LatentStats:
+        level = np.r_[rng.normal(1, 0.1, 30), np.ones(31)]
+        level[5] += rise
+        rounded = level + 1e-7 * np.r_[np.zeros(30), rng.normal(size=30), rise]
+        return stats(scale * rounded * np.linspace(0.5, 1.5, 8)[:, None])
+
+    bad, good = [run(3.0) for _ in range(3)], [run(0.0) for _ in range(6)]
+    scores = run_difference(bad, good)
+    assert scores.z.argmax() == 5
+    assert scores.z[5] > 10
+    assert np.abs(scores.z[30:]).max() < 1e-4
+    assert scores.familywise_p is not None
+    assert (scores.familywise_p[30:] > 0.5).all()
+    pair = activation_difference(good[0], bad[0])
+    assert pair.z[5] > 5
+    assert np.abs(pair.z[30:]).max() < 0.1
+
+
+def test_a_spread_above_rounding_is_left_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    bad, good = runs(rng, 3, raised={7: 2.0}), runs(rng, 8)
+    means = [np.stack([run.per_question.mean(0) for run in side]) for side in (bad, good)]
+    spread = means[1].std(0, ddof=1)
+    expected = (means[0].mean(0) - means[1].mean(0)) / (spread + np.median(spread))
+    np.testing.assert_array_equal(run_difference(bad, good).z, expected)
+
+
 def test_other_questions_are_refused() -> None:
     values = np.ones((2, 3))
     with pytest.raises(IncompatibleError, match="question_ids"):

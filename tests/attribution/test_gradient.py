@@ -33,6 +33,7 @@ PAIRS = [
     CompletionPair(question, row(2 * i, 3 + i % 3, prompt=i), row(2 * i + 1, 4, prompt=i))
     for i, question in enumerate(["a", "b", "a", "c", "b", "a"])
 ]
+N_PAIRS = {"a": 3, "b": 2, "c": 1}
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,9 @@ def test_scores_are_the_rise_of_the_loss_under_small_ablations(model: LoadedMode
                 before = answer_losses(model, batch).double()
                 with edit_residual(model.hf, HOOK, edit):
                     rise = answer_losses(model, batch).double() - before
-                total += sign * float(rise) / share / int(selected.sum())
-        assert found.delta[latent] == pytest.approx(total / len(PAIRS), rel=0.05, abs=2e-6)
+                # of three questions
+                total += sign * float(rise) / share / int(selected.sum()) / N_PAIRS[pair.question_id] / 3
+        assert found.delta[latent] == pytest.approx(total, rel=0.05, abs=2e-6)
 
 
 def test_exact_ablation_agrees_where_the_loss_is_nearly_linear(model: LoadedModel) -> None:
@@ -156,15 +158,46 @@ def test_left_padding_gives_the_same_gradients(world: World, dtype: torch.dtype)
     assert found[0].gradient.abs().max() > 0
 
 
-def test_questions_weigh_as_many_pairs_as_they_have(model: LoadedModel) -> None:
-    found = gradient_attribution(drawn("topk", **SAE), model, PAIRS, hook_name=HOOK)
+def test_every_question_weighs_the_same_however_many_pairs_it_has(model: LoadedModel) -> None:
+    sae, mean = drawn("topk", **SAE), torch.zeros(32)
+    found = gradient_attribution(sae, model, PAIRS, hook_name=HOOK, resid_mean=mean)
     assert (found.question_ids, found.pairs_per_question.tolist(), found.n_pairs) == (("a", "b", "c"), [3, 2, 1], 6)
-    np.testing.assert_allclose(found.pairs_per_question @ found.per_question / 6, found.delta, atol=1e-8)
+    alone = {pair: gradient_attribution(sae, model, [pair], hook_name=HOOK, resid_mean=mean) for pair in PAIRS}
+    for side in ("delta", "shown", "absent"):
+        of_question = [
+            np.mean([getattr(one, side) for pair, one in alone.items() if pair.question_id == question], axis=0)
+            for question in "abc"
+        ]
+        np.testing.assert_allclose(getattr(found, side), np.mean(of_question, axis=0), atol=1e-8)
+    np.testing.assert_allclose(found.per_question.mean(0), found.delta, atol=1e-8)
     low, high = found.interval(n_boot=200)
     assert ((low <= found.delta + 1e-9) & (found.delta <= high + 1e-9)).all()
     assert (low < high).all()
     one = gradient_attribution(drawn("topk", **SAE), model, PAIRS[:1], hook_name=HOOK)
     np.testing.assert_allclose(one.interval(n_boot=5), [one.delta] * 2, atol=1e-9)
+
+
+def test_neither_the_order_of_pairs_nor_a_question_s_repetition_changes_what_drives_the_answers(
+    model: LoadedModel,
+) -> None:
+    sae, mean = drawn("topk", **SAE), torch.zeros(32)
+    others = [PAIRS[i] for i in (5, 3, 0, 4, 2, 1)]
+    more = [*others, *(pair for pair in PAIRS if pair.question_id == "b"), PAIRS[3], PAIRS[3]]
+    found, turned, repeated = (
+        gradient_attribution(sae, model, pairs, hook_name=HOOK, resid_mean=mean, batch_size=5)
+        for pairs in (PAIRS, others, more)
+    )
+    assert turned.question_ids == ("a", "c", "b")
+    for other in (turned, repeated):
+        np.testing.assert_allclose(other.delta, found.delta, atol=1e-7)
+        rows = [other.question_ids.index(question) for question in found.question_ids]
+        np.testing.assert_allclose(other.per_question[rows], found.per_question, atol=1e-6)
+    effects = [
+        exact_ablation(sae, model, pairs, [0, 17], hook_name=HOOK, resid_mean=mean).delta
+        for pairs in (PAIRS, others, more)
+    ]
+    for other in effects[1:]:
+        np.testing.assert_allclose(other, effects[0], atol=1e-7)
 
 
 def test_a_map_has_the_score_at_every_selected_token(model: LoadedModel) -> None:

@@ -177,7 +177,7 @@ def test_answers_keep_every_character_whatever_is_said(turns: list[str]) -> None
 @pytest.mark.parametrize(
     ("template", "turns", "message"),
     [
-        (None, ["hi", "ho"], "has no chat template, and the data hold chats"),
+        (None, ["hi", "ho"], "has no chat template, and the data hold chats or prompts"),
         (FORGETFUL, ["a", "b", "c", "d"], r"renders earlier turns differently .*\(from turn 3 on\)"),
         (ALTERNATING, ["a", "b"], "the chat template refuses a conversation of the roles user: roles must alternate"),
         (CHATML, [], "has no messages"),

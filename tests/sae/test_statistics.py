@@ -142,7 +142,7 @@ def test_questions_without_such_a_token_are_left_out(sae: "TopKSAE", tiny_model:
 def test_what_cannot_be_measured_is_refused(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
     with pytest.raises(DataError, match="8 rows and 7 questions"):
         latent_stats(sae, tiny_model, ROWS, questions=QUESTIONS[1:], hook_name=HOOK)
-    with pytest.raises(DataError, match=r"counted answer token.*Leave 'answer' out"):
+    with pytest.raises(DataError, match=r"counted answer token.*leave 'answer' out"):
         latent_stats(sae, tiny_model, [TokenRow((5, 6), PARTS[2:4])], questions=["a"], hook_name=HOOK)
 
 

@@ -18,7 +18,7 @@ from sae_persona.attribution.reestimate import reestimate_first
 from sae_persona.attribution.rivals import untrained_sae
 from sae_persona.data.files import read_jsonl, read_prompts, write_jsonl
 from sae_persona.data.tokens import completion_row
-from sae_persona.errors import ConfigError
+from sae_persona.errors import ConfigError, DataError
 from sae_persona.evaluation.model_judge import Plan, no_plan
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel, load_model
@@ -44,7 +44,7 @@ from sae_persona.types import Completion, Prompt
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 4
+VERSION = 5
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS = "ranking.jsonl", "ranking.csv", "ranking.json"
 FALLS, FALLS_TABLE, FIGURE = "falls.jsonl", "falls.csv", "ranking.html"
@@ -88,7 +88,7 @@ def rank_models(
 
     Raises:
         ConfigError: too few controls, the device is not there, or a method without the behaviour it needs.
-        DataError: the prompts or chats cannot be read, or there are no pairs of answers.
+        DataError: the prompts or chats cannot be read, a model answers nothing, or there are no pairs of answers.
         JudgeError: the judge is not there, or has no usable verdict.
         SAEError, ModelError: the SAE or a model is not there.
         HookError, IncompatibleError: the SAE does not fit a model, or models read text as different tokens.
@@ -212,6 +212,11 @@ def _statistics(
     """Of a model's own answers, without those that are empty, by SAE."""
     by_id = {prompt.id: prompt for prompt in prompts}
     answered = [answer for answer in answers if answer.token_ids]
+    if not answered:
+        raise DataError(
+            f"{model.source} ended all of its {len(answers)} answers before their first token, so there is nothing to "
+            "average. Name a model that answers these prompts."
+        )
     return latent_stats_of_saes(
         saes,
         model,

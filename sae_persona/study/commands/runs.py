@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from sae_persona.errors import ConfigError
+from sae_persona.errors import ConfigError, HookError
 from sae_persona.model.load import load_model
 from sae_persona.model.tokenizers import check_same_chats, check_same_tokens
 from sae_persona.sae.load import check_fits, check_tokens
@@ -32,7 +32,10 @@ def open_runs(sources: Sequence[str], sae: "SAE", *, hook_name: str, device: str
     first: tuple[str, PreTrainedTokenizerBase] | None = None
     for source in dict.fromkeys(sources):
         model = load_model(source, device=device)
-        check_fits(sae, model, hook_name)
+        try:
+            check_fits(sae, model, hook_name)
+        except HookError as error:
+            raise HookError(f"{source}: {error}") from error
         if first is None:
             check_tokens(sae, model)
             first = source, model.tokenizer
