@@ -29,7 +29,8 @@ def fan_out(*logs: Log) -> Log:
 class JsonlLog:
     """Appends each record to a file as one line of JSON, at once, so that a killed run keeps all it said.
 
-    Numbers that are not finite are written as the strings `nan`, `inf` and `-inf`, which JSON has no number for.
+    A last line that was not written to its end, on a full disk or before a power cut, is taken off first. Numbers that
+    are not finite are written as the strings `nan`, `inf` and `-inf`, which JSON has no number for.
 
     Raises:
         ArtifactError: the file cannot be opened for writing.
@@ -38,6 +39,7 @@ class JsonlLog:
     def __init__(self, path: Path | str) -> None:
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(Path(path))
             self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115, closed by `close`
         except OSError as error:
             raise ArtifactError(f"the log {path} cannot be written: {error.strerror}. Choose another place.") from error
@@ -101,6 +103,12 @@ class WandbLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.run.finish(exit_code=0 if error is None else 1)
+
+
+def _cut_torn_line(path: Path) -> None:
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _finite(value: object) -> object:

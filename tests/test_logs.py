@@ -77,3 +77,11 @@ def test_wandb_disabled_leaves_nothing(tmp_path: Path) -> None:
 def test_wandb_online_without_a_key_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"wandb cannot start in mode 'online': .*use mode 'offline'"):
         WandbLog("personas", {}, mode="online", folder=tmp_path)
+
+
+def test_a_line_that_a_full_disk_tore_is_taken_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "los')
+    with JsonlLog(path) as log:
+        log({"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

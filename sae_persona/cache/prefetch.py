@@ -1,5 +1,6 @@
 """Items made ahead of need, in a thread of their own."""
 
+import contextlib
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,5 +25,6 @@ def prefetched(items: Generator[T, None, None], *, n_ahead: int) -> Generator[T,
             ahead.append(pool.submit(next, items, end))
             yield item  # pyright: ignore[reportReturnType]
     finally:
-        pool.shutdown(cancel_futures=True)
+        with contextlib.suppress(AttributeError):  # at the interpreter's end, what the pool needs may be gone
+            pool.shutdown(cancel_futures=True)
         items.close()

@@ -1,9 +1,11 @@
 """`cache`, `train`, `measure`, `upload` and `finetune`: a model's activations, an SAE of them, another model."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +25,9 @@ from sae_persona.cli.options import (
     with_seed,
 )
 from sae_persona.cli.show import bars, columns, hush
+
+if TYPE_CHECKING:
+    from sae_persona.logs import Log
 
 MEGABYTE = 10**6
 
@@ -133,6 +138,11 @@ def train(
     split: Annotated[
         Literal["tokens", "latents"], typer.Option(help="What the processes of a torchrun share out.")
     ] = "tokens",
+    wandb: Annotated[
+        Literal["off", "offline", "online"],
+        typer.Option(help="Also log to wandb; offline needs no key and no network."),
+    ] = "off",
+    wandb_project: Annotated[str, typer.Option(metavar="NAME", help="Of the wandb run.")] = "sae_persona",
     config: Settings = None,
     overrides: Overrides = None,
     seed: SettingsSeed = None,
@@ -142,6 +152,7 @@ def train(
 
     A killed run goes on from DIR.checkpoint.
     """
+    from sae_persona.logs import fan_out
     from sae_persona.sae.train import TrainConfig
     from sae_persona.study.commands.cache import own_device
     from sae_persona.study.commands.train import Start, only_hook, train_on_cache
@@ -153,15 +164,18 @@ def train(
     base = load_settings(TrainConfig, config, settings)
     start = Start(activations, model, initial)
     hooks = list(dict.fromkeys(hook or []))
-    with bars() as progress:
+    with bars() as progress, _wandb(wandb, wandb_project, base.model_dump(mode="json"), out.parent) as sent:
+        log = fan_out(sent, lambda record: progress.tell(_in_short(record)))
         if not vary and len(hooks) < 2:
             name = hooks[0] if hooks else None
             own = own_device(device)
-            last = train_on_cache(start, out, base, hook_name=name, split=split, device=own, progress=progress)
+            last = train_on_cache(start, out, base, hook_name=name, split=split, device=own, progress=progress, log=log)
             trained = {"": (last, base)} if last else {}
         else:
             wanted = variants(config, settings, vary or [], hooks or [only_hook(start.open())])
-            records = train_several_on_cache(start, out, wanted, seed=base.seed, device=device, progress=progress)
+            records = train_several_on_cache(
+                start, out, wanted, seed=base.seed, device=device, progress=progress, log=log
+            )
             trained = {name: (record, wanted[name][1]) for name, record in records.items()}
     for name, (last, settings_of) in trained.items():
         typer.echo(
@@ -169,6 +183,25 @@ def train(
             f"explained variance {last['metrics/explained_variance']:.3f}, "
             f"{last['sparsity/dead_features']:,} latents dead"
         )
+
+
+@contextlib.contextmanager
+def _wandb(mode: str, project: str, config: Mapping[str, object], folder: Path) -> "Iterator[Log]":
+    """A log to wandb, of the first process of a torchrun; to nowhere if it is off."""
+    from sae_persona.logs import WandbLog, no_log
+
+    if mode == "off" or os.environ.get("RANK", "0") != "0":
+        yield no_log
+        return
+    with WandbLog(project, config, mode="online" if mode == "online" else "offline", folder=folder) as log:
+        yield log
+
+
+def _in_short(record: Mapping[str, Any]) -> str:
+    """A record beside the bar, which tells pace and time left; of several SAEs, the one that is told of last."""
+    of_one = {key.rpartition("/")[2]: value for key, value in record.items()}
+    shown = {"FVE": "explained_variance", "L0": "l0", "dead": "dead_features"}
+    return ", ".join(f"{name} {of_one[key]:.4g}" for name, key in shown.items() if key in of_one)
 
 
 @app.command(

@@ -4,8 +4,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def hush() -> None:
@@ -16,29 +20,43 @@ def hush() -> None:
     logging.disable_progress_bar()
 
 
-@contextlib.contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback that draws one bar after the other: what is being done, how much of it is done, and the whole."""
-    from tqdm import tqdm
+class Bars:
+    """One bar after the other: what is being done, how much of it is done, and the whole."""
 
-    bar: tqdm | None = None
-    drawn: tuple[str, int] = ("", 0)
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._drawn: tuple[str, int] = ("", 0)
 
-    def draw(what: str, done: int, whole: int) -> None:
-        nonlocal bar, drawn
-        if bar is None or drawn[0] != what:
-            if bar is not None:
-                bar.close()
+    def __call__(self, what: str, done: int, whole: int) -> None:
+        """Draw."""
+        from tqdm import tqdm
+
+        if self._bar is None or self._drawn[0] != what:
+            self.close()
             # disable=None: no bar where stderr is no terminal.
-            bar, drawn = tqdm(total=whole, desc=what, disable=None, file=sys.stderr), (what, 0)
-        bar.update(done - drawn[1])
-        drawn = (what, done)
+            self._bar, self._drawn = tqdm(total=whole, desc=what, disable=None, file=sys.stderr), (what, 0)
+        self._bar.update(done - self._drawn[1])
+        self._drawn = (what, done)
 
+    def tell(self, text: str) -> None:
+        """Write behind the bar that is drawn."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Bars]:
+    """A callback that draws bars."""
+    drawn = Bars()
     try:
-        yield draw
+        yield drawn
     finally:
-        if bar is not None:
-            bar.close()
+        drawn.close()
 
 
 @contextlib.contextmanager

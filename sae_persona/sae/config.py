@@ -38,7 +38,8 @@ class TrainConfig(BaseModel):
     d_sae: PositiveInt = 1024
     """Number of latents."""
     k: PositiveInt = 8
-    """Latents that may fire on one token; for `batchtopk` their mean."""
+    """Latents that may fire on one token; for `batchtopk` their mean. `standard`, `jumprelu`, `gated` and
+    `matching_pursuit` fire as many as their `options` let, whatever `k` is."""
     n_tokens: PositiveInt = 2_000_000
     """Tokens to train on; the cache is gone through as often as that takes."""
     batch_size: PositiveInt = 1024

@@ -91,7 +91,10 @@ class Learner:
             weights = _unfolded(initial, d_in, config, centring)
         own = Weights(
             **{
-                name: (tensor if name == "b_dec" else ranks.own_latents(tensor)).clone().to(device)
+                # Row by row in memory, as gradients and moments are: those of another SAE may come transposed.
+                name: (tensor if name == "b_dec" else ranks.own_latents(tensor))
+                .clone(memory_format=torch.contiguous_format)
+                .to(device)
                 for name, tensor in weights.named()
             }
         )
@@ -154,11 +157,13 @@ class Learner:
         return record | ({"metrics/topk_threshold": float(self.threshold)} if self._of_batch else {})
 
     def state(self) -> dict[str, Tensor]:
-        """Everything but `step`, for `restore`; the same for any number of processes."""
+        """Everything but `step`, for `restore`; the same for any number of processes, of which the first gets it."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights.named()}
         tensors |= {f"adam.{name}": value for name, value in self.adam.state().items()}
         tensors |= {"tokens_since_fired": self.tokens_since_fired, "threshold": self.threshold}
-        return {name: self.ranks.all_latents(value) if _by_latent(name) else value for name, value in tensors.items()}
+        return {
+            name: self.ranks.latents_for_first(value) if _by_latent(name) else value for name, value in tensors.items()
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take up a state, as it was after `step` steps."""
@@ -166,7 +171,8 @@ class Learner:
         for name, tensor in self.weights.named():
             tensor.copy_(own[f"weights.{name}"])
         self.adam.restore({name.removeprefix("adam."): own[name] for name in own if name.startswith("adam.")})
-        self.tokens_since_fired, self.threshold = own["tokens_since_fired"].clone(), own["threshold"]
+        self.tokens_since_fired.copy_(own["tokens_since_fired"])
+        self.threshold = own["threshold"].to(self.threshold, copy=True)
         self.step, self._looked_at, self._recorded = step, None, {}
 
     def folded(self, centring: Centring, metadata: Mapping[str, Any]) -> "SAE":

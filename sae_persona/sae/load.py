@@ -186,11 +186,16 @@ def _load_release(release: str, sae_id: str, where: dict[str, Any]) -> "SAE":
 
 def _check_architecture(config: dict[str, Any], folder: Path) -> None:
     """Refuse what SAELens has no class for, and transcoders before their weights are read."""
-    from sae_lens.registry import SAE_CLASS_REGISTRY
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
     kind, told = config["architecture"], config.get("metadata", config)
     if "transcoder" in str(kind) or str(kind).startswith("clt"):
         raise _transcoder(kind, told.get("hook_name") or "one place", told.get("hook_name_out") or "another")
+    if kind not in SAE_CLASS_REGISTRY and kind in SAE_TRAINING_CLASS_REGISTRY:
+        raise SAEError(
+            f"{folder} is a checkpoint of SAELens's training ({kind!r}), whose threshold is not folded into weights. "
+            "Load it in SAELens and save it with `save_inference_model`, as SAELens's own training does at its end."
+        )
     if kind not in SAE_CLASS_REGISTRY:
         usable = ", ".join(sorted(name for name in SAE_CLASS_REGISTRY if "transcoder" not in name))
         raise SAEError(f"{folder} says architecture {kind!r}, which SAELens does not know; it knows {usable}.")

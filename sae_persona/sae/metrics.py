@@ -34,7 +34,7 @@ class SAEMetrics:
 
     n_tokens: int
     l0: float
-    """`mean #{j: f_j > 0}`"""
+    """`mean #{j: f_j != 0}`"""
     fve: float
     """`1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2`, both sums over all tokens."""
     mse: float
@@ -135,7 +135,7 @@ class Reconstruction:
             decoded = self.sae.decode(gated)
             x, estimate = x.double(), decoded.double()
             self._x.add(x)
-            self._n_fired += (gated > 0).sum(0)
+            self._n_fired += (gated != 0).sum(0)  # AbsTopK's latents fire with either sign
             self._squared_error += (x - estimate).square().sum()
             self._cosine += torch.cosine_similarity(x, estimate, dim=-1).sum()
             x_hat[block] = decoded.to(x_hat)

@@ -65,6 +65,18 @@ class Ranks:
         """The rows of every process, put together again."""
         return torch.cat(self._gather(tensor)) if self.split == "latents" else tensor
 
+    def latents_for_first(self, tensor: Tensor) -> Tensor:
+        """The rows of every process, put together in the first one's memory beside its device; no rows in the others.
+
+        A dictionary that is split need not fit the device of one process.
+        """
+        if self.split != "latents":
+            return tensor
+        own = tensor.contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.n)] if self.rank == 0 else None
+        dist.gather(own, parts, dst=0)
+        return torch.cat([part.cpu() for part in parts]) if parts else own[:0].cpu()
+
     def sum(self, tensor: Tensor, *, over: Split) -> Tensor:
         """The sum over the processes' shares of `over`, in place; where that is not split, the tensor as it is."""
         if self.split == over:

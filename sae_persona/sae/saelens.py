@@ -68,7 +68,10 @@ class SAELensLearner:
         )
         self.config = config
         self.step = 0
-        self._trainer: Any = SAETrainer(trainer_config, sae, iter(()))
+        try:
+            self._trainer: Any = SAETrainer(trainer_config, sae, iter(()))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"SAELens refuses options for {config.architecture}: {error}") from error
 
     def advance(self, z: Float[Tensor, "batch d_in"]) -> Any:
         """One step of SAELens's trainer, at the learning rate of our schedule; its `TrainStepOutput`."""

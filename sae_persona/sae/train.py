@@ -39,6 +39,8 @@ VERSION = 1
 """Raised when the same configuration and data would give another SAE."""
 LOG_EVERY = 50
 """Steps between two records."""
+_BLOCK_ROWS = 8192
+"""Rows of a cache that are looked through at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,8 +273,10 @@ def _load(learner: "Learner | SAELensLearner", path: Path, identity: str, device
     Raises:
         SAEError: the file is no checkpoint, or one of another run.
     """
+    # A process may hold a share of the latents only: what is on the disk is read into memory beside its device.
+    where = "cpu" if isinstance(learner, Learner) else str(device)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device=where) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -286,6 +290,8 @@ def _load(learner: "Learner | SAELensLearner", path: Path, identity: str, device
 
 
 def _centring(cache: ActivationSource, hook_name: str) -> Centring:
+    if isinstance(cache, ActivationCache) and not cache.counts.any():
+        raise SAEError(f"no token of {cache.path} counts; there is nothing to learn. Cache again.")
     total = float(cache.variance(hook_name).sum())
     if not math.isfinite(total):
         raise SAEError(_where_not_finite(cache, hook_name) or f"the statistics of {hook_name} are not finite.")
@@ -305,8 +311,12 @@ def _where_not_finite(cache: ActivationSource, hook_name: str) -> str | None:
     """Which counted activations are NaN or infinite, in one line; None where all are numbers."""
     if not isinstance(cache, ActivationCache):
         return None  # a stream refuses such activations as it computes them
-    norms = torch.from_numpy(cache.hooks[hook_name].norms)
-    wrong = (~torch.isfinite(norms) & torch.from_numpy(cache.counts)).nonzero().flatten()
+    stored = cache.hooks[hook_name]
+    is_number = torch.isfinite(torch.from_numpy(stored.norms))
+    for start in range(0, cache.n_tokens, _BLOCK_ROWS):  # where a file was damaged, its norms need not tell
+        is_number[start : start + _BLOCK_ROWS] &= stored.rows.block(start, start + _BLOCK_ROWS).isfinite().all(-1)
+        stored.rows.release(start, start + _BLOCK_ROWS)
+    wrong = (~is_number & torch.from_numpy(cache.counts)).nonzero().flatten()
     if not len(wrong):
         return None
     first = int(wrong[0])

@@ -105,6 +105,36 @@ def test_what_cannot_be_meant_is_refused_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
+def test_an_sae_of_other_settings_is_not_replaced(acts: Path, sae: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(sae, tmp_path / "sae")
+    before = (tmp_path / "sae" / WEIGHTS).read_bytes()
+    assert "holds an SAE that was trained otherwise" in refused("train", acts, *SETTINGS, "--out", tmp_path / "sae")
+    shutil.copytree(sae, tmp_path / "saes" / "k3")
+    several = [*SETTINGS, "--vary", "k=2", "--vary", "k=3", "--out", tmp_path / "saes"]
+    assert "k3 holds an SAE that was trained otherwise" in refused("train", acts, *several)
+    assert (tmp_path / "sae" / WEIGHTS).read_bytes() == (tmp_path / "saes" / "k3" / WEIGHTS).read_bytes() == before
+    assert sorted(os.listdir(tmp_path / "saes")) == ["k3"]
+
+
+def test_what_a_kill_left_beside_a_finished_sae_is_removed(acts: Path, cli: Callable, tmp_path: Path) -> None:
+    command = ["train", acts, *SETTINGS, "--out", tmp_path / "sae"]
+    cli(*command)
+    for name in ("sae.checkpoint", "sae.checkpoint.jsonl"):
+        (tmp_path / name).write_text("left")
+    cli(*command)
+    assert os.listdir(tmp_path) == ["sae"]
+
+
+def test_records_go_to_wandb_where_that_is_wanted(
+    acts: Path, cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cli("train", acts, *SETTINGS, "--wandb", "offline", "--wandb-project", "personas", "--out", tmp_path / "sae")
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert sorted(os.listdir(tmp_path)) == ["sae", "wandb"]
+
+
 def test_several_saes_do_not_replace_one(acts: Path, sae: Path, tmp_path: Path, refused: Refused) -> None:
     shutil.copytree(sae, tmp_path / "sae")
     line = refused("train", acts, *SETTINGS, "--vary", "k=2", "--vary", "k=3", "--out", tmp_path / "sae")

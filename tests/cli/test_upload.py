@@ -50,6 +50,7 @@ def test_what_cannot_be_uploaded_is_refused_before_the_hub_is_asked(
 ) -> None:
     shutil.copytree(sae, tmp_path / "again" / "sae")
     assert "several SAEs are called 'sae'" in refused("upload", sae, tmp_path / "again" / "sae", "--to", "a/b")
+    assert "none is no folder" in refused("upload", tmp_path / "none", "--to", "a/b")
     (tmp_path / "again" / "sae" / "cfg.json").unlink()
     assert "is no SAE folder: cfg.json missing" in refused("upload", tmp_path / "again" / "sae", "--to", "a/b")
 

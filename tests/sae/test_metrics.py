@@ -135,3 +135,13 @@ def test_numbers_are_finite_and_errors_named(sae: "TopKSAE", tiny_model: LoadedM
     sae.cfg.d_in = 7
     with pytest.raises(IncompatibleError):
         reconstruction_metrics(sae, tiny_model, ROWS, hook_name=HOOK)
+
+
+def test_a_latent_fires_with_either_sign(tiny_model: LoadedModel) -> None:
+    from drawn_sae import drawn
+
+    sae = drawn("abstopk", d_in=32, d_sae=12, k=3)
+    gated = sae.encode(counted_resid(tiny_model))
+    assert (gated < 0).any()
+    found = reconstruction_metrics(sae, tiny_model, ROWS, hook_name=HOOK, splice=False)
+    assert found.l0 == pytest.approx(float((gated != 0).sum(-1).double().mean()))

@@ -258,6 +258,29 @@ def test_training_begins_where_another_sae_stands(cache_of: WriteRows, architect
         torch.testing.assert_close(getattr(again, name), getattr(base, name), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_training_goes_on_from_another_sae_as_from_its_own_checkpoint(
+    cache_of: WriteRows, architecture: str, tmp_path: Path
+) -> None:
+    """Also where the optimiser moves it: a gradient meets the weight that it is of, and a resume the same bits."""
+    cache = cache_of(planted_rows(n=2000)[0])
+    config = SMALL.model_copy(update={"n_tokens": 40_000, "architecture": architecture})
+    base = train_sae(cache, HOOK, config)
+    rows = planted_rows(n=2000)[0]
+    loss = float((base(rows) - rows).square().mean())
+    further = train_sae(cache, HOOK, config, initial=base)
+    assert float((further(rows) - rows).square().mean()) < 1.05 * loss
+
+    def stopped(_n_tokens: int) -> None:
+        if (tmp_path / "state").exists():
+            raise KeyboardInterrupt
+
+    options = {"initial": base, "checkpoint": tmp_path / "state", "checkpoint_every": 50}
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(cache, HOOK, config, progress=stopped, **options)
+    assert_same(train_sae(cache, HOOK, config, **options), further)
+
+
 def test_an_sae_whose_rows_are_of_any_length_is_begun_with_at_unit_length(cache_of: WriteRows, sae: "TopKSAE") -> None:
     rows = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)) * 3 + 1
     cache = cache_of(rows)

@@ -86,6 +86,10 @@ def _cache(path: Path) -> Facts:
         raise CacheFileError(
             f"{path} is damaged: its mask counts other tokens than it says. Delete it and cache again."
         )
+    if not cache.n_counted:
+        raise CacheFileError(
+            f"{path} is damaged: none of its {cache.n_tokens:,} tokens counts. Delete it and cache again."
+        )
     for name in cache.hooks:
         _check_hook(cache, name)
     hooks = [f"{name} ({cache.d_in(name)} wide, median norm {cache.median_norm(name):.4g})" for name in cache.hooks]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_persona.artifacts import Manifest, is_done, new_manifest, write_folder
+from sae_persona.artifacts import Manifest, is_done, new_manifest, read_manifest, write_folder
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.data.files import read_jsonl, write_jsonl
-from sae_persona.errors import ConfigError
-from sae_persona.logs import JsonlLog
+from sae_persona.errors import ArtifactError, ConfigError
+from sae_persona.logs import JsonlLog, Log, fan_out, no_log
 from sae_persona.model.load import check_device
 from sae_persona.sae.load import load_sae
 from sae_persona.sae.ranks import ALONE, Ranks, Split, torchrun_ranks
@@ -78,8 +78,11 @@ def train_on_cache(
     split: Split = "tokens",
     device: str = "cpu",
     progress: Progress = no_progress,
+    log: Log = no_log,
 ) -> dict[str, Any]:
     """Train on one hook of a cache, in SAELens's format, and return the last record of the training.
+
+    `log` gets the records too that the folder will have.
 
     Without `hook_name` the cache must hold one hook only. A killed run goes on from `OUT.checkpoint`. The processes of
     a `torchrun` share the work as `split` says; the first writes, and the record is empty in the others.
@@ -88,7 +91,7 @@ def train_on_cache(
         CacheFileError, HookError: the cache cannot be read, or lacks the hook.
         ConfigError: the cache holds several hooks or models and none is named, or the work cannot be split.
         SAEError, IncompatibleError: as `train_sae`.
-        ArtifactError: `out` holds something else, or cannot be written.
+        ArtifactError: `out` holds something else, such as an SAE of other settings, or cannot be written.
     """
     check_device(device)
     cache = start.open()
@@ -104,6 +107,8 @@ def train_on_cache(
 
     with started_ranks(split) as ranks:
         done = is_done(out, manifest)
+        if not done:
+            check_not_finished(out)
         ranks.meet()  # before the first of them may write what the others look for
         if ranks.rank:
             if not done:
@@ -112,16 +117,29 @@ def train_on_cache(
             return {}
         if not done:
             whole = config.n_steps * config.batch_size
-            with write_folder(out, manifest) as folder, _log_beside(checkpoint, log_file) as log:
-                train(ranks, log=log, progress=counting(progress, "training", whole)).save_model(folder)
+            with write_folder(out, manifest) as folder, _log_beside(checkpoint, log_file) as kept:
+                train(ranks, log=fan_out(kept, log), progress=counting(progress, "training", whole)).save_model(folder)
                 # What was logged after the last checkpoint of a killed run was logged again by the next.
                 records = {record["details/n_training_samples"]: record for record in read_jsonl(log_file, dict)}
                 write_jsonl(folder / TRAINING, records.values())
         ranks.meet()
-        if not done:
-            checkpoint.unlink()
-            log_file.unlink()
+        for left in (checkpoint, log_file):  # also of a run that was killed when the SAE was in its place
+            left.unlink(missing_ok=True)
     return read_jsonl(out / TRAINING, dict)[-1]
+
+
+def check_not_finished(out: Path) -> None:
+    """Raise where another SAE stands: training takes too long for a slip of the pen to replace one.
+
+    Raises:
+        ArtifactError: it does.
+    """
+    found = read_manifest(out)
+    if found is not None and found.kind == "sae":
+        raise ArtifactError(
+            f"{out} holds an SAE that was trained otherwise, on other data or with other settings. Choose another "
+            "--out, or delete it to train anew."
+        )
 
 
 def only_hook(cache: ActivationCache) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 from sae_persona.artifacts import is_done, read_manifest, write_folder
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.errors import ArtifactError, ConfigError
-from sae_persona.logs import JsonlLog
+from sae_persona.logs import JsonlLog, Log, fan_out, no_log
 from sae_persona.model.load import check_device
 from sae_persona.sae.train import Job, TrainConfig, train_saes
 from sae_persona.study.commands.shared import Progress, counting, no_progress
-from sae_persona.study.commands.train import TRAINING, Start
+from sae_persona.study.commands.train import TRAINING, Start, check_not_finished
 from sae_persona.study.config import load_settings
 
 _N_TRAINED = "details/n_training_samples"
@@ -50,10 +50,12 @@ def train_several_on_cache(
     seed: int,
     device: str = "cpu",
     progress: Progress = no_progress,
+    log: Log = no_log,
 ) -> dict[str, dict[str, Any]]:
     """Train on hooks of a cache, write one SAE folder `OUT/NAME` each, and return the last record of each training.
 
-    Batches come in the order that `seed` gives. A killed run goes on from the folder `OUT.checkpoint`.
+    Batches come in the order that `seed` gives. `log` gets the records of all, keys after the SAE's name. A killed run
+    goes on from the folder `OUT.checkpoint`.
 
     Raises:
         ConfigError: the batch sizes differ, or there are several processes; also as `train_on_cache`.
@@ -68,20 +70,23 @@ def train_several_on_cache(
     manifests = {
         name: start.manifest(cache, hook_name, config, order=seed) for name, (hook_name, config) in wanted.items()
     }
-    if not all(is_done(out / name, manifest) for name, manifest in manifests.items()):
+    checkpoints = out.with_name(f"{out.name}.checkpoint")
+    left = [name for name, manifest in manifests.items() if not is_done(out / name, manifest)]
+    for name in left:
+        check_not_finished(out / name)
+    if left:
         initial = start.load_initial(device)
         jobs = {name: Job(hook_name, config, initial) for name, (hook_name, config) in wanted.items()}
-        checkpoints = out.with_name(f"{out.name}.checkpoint")
         whole = max(config.n_steps * config.batch_size for _, config in wanted.values())
         checkpoints.mkdir(parents=True, exist_ok=True)
         try:
-            with JsonlLog(checkpoints / TRAINING) as log:
+            with JsonlLog(checkpoints / TRAINING) as kept:
                 saes = train_saes(
                     cache,
                     jobs,
                     seed=seed,
                     device=device,
-                    log=log,
+                    log=fan_out(kept, log),
                     progress=counting(progress, "training", whole),
                     checkpoints=checkpoints,
                 )
@@ -93,6 +98,7 @@ def train_several_on_cache(
             with write_folder(out / name, manifests[name]) as folder:
                 sae.save_model(folder)
                 write_jsonl(folder / TRAINING, _records_of(name, records))
+    if checkpoints.exists():  # also of a run that was killed when its SAEs were in their places
         shutil.rmtree(checkpoints)
     return {name: read_jsonl(out / name / TRAINING, dict)[-1] for name in wanted}
 

@@ -23,6 +23,8 @@ def upload_saes(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"several SAEs are called {twice[0]!r}; on the hub each needs a name. Rename a folder.")
     for folder in folders:
+        if not folder.is_dir():
+            raise SAEError(f"{folder} is no folder, and SAEs are uploaded from folders. Check the path.")
         load_sae(folder)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
