@@ -158,7 +158,7 @@ def _load_folder(folder: Path, where: dict[str, Any]) -> "SAE":
         if config["architecture"] == "topk" and "k" not in config:
             raise KeyError("k")  # SAELens would take 100
         sae = SAE.load_from_disk(folder, **where)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, SafetensorError) as error:
         raise SAEError(
             f"the SAE in {folder} cannot be loaded ({type(error).__name__}: {error}). "
             f"Its {CONFIG} or {WEIGHTS} is damaged or not of SAELens's format; save or download it again."
