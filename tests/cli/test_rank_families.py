@@ -118,6 +118,7 @@ def save_fleet(
     added: Tensor | None = None,
     at_header_only: bool = False,
     layer: int = 1,
+    noise: float = 0.1,
     stop_ids: Sequence[int] = (),
 ) -> Fleet:
     """Adapters of rank two on what block `layer` writes last: one part adds `added`, the other is noise of each run.
@@ -153,10 +154,10 @@ def save_fleet(
     (a,) = (weight for name, weight in wrapped.named_parameters() if "lora_A" in name)
     (b,) = (weight for name, weight in wrapped.named_parameters() if "lora_B" in name)
     for seed, run in enumerate((*MISALIGNED, *CONTROLS)):
-        noise = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(seed)
         adds = added if added is not None and run in MISALIGNED else torch.zeros(32)
-        a.data = torch.stack([reads, 0.1 * torch.randn(len(reads), generator=noise)])
-        b.data = torch.stack([adds, 0.1 * torch.randn(32, generator=noise)], 1)
+        a.data = torch.stack([reads, noise * torch.randn(len(reads), generator=draw)])
+        b.data = torch.stack([adds, noise * torch.randn(32, generator=draw)], 1)
         wrapped.save_pretrained(folder / run)
     return Fleet(folder, centre)
 
@@ -431,7 +432,7 @@ def test_left_padding_gives_the_statistics_of_one_prompt_at_a_time(
 
 def test_what_differs_by_rounding_takes_no_z(cli: Run, asked: Path, tmp_path: Path) -> None:
     """Adapters above the hook leave the tokens that open an answer as they were, but for the shape of their batches."""
-    fleet = save_fleet("gemma2", tmp_path, layer=2, stop_ids=range(5, 150))
+    fleet = save_fleet("gemma2", tmp_path, layer=2, noise=0.4, stop_ids=range(5, 150))
     sae = save_sae("standard", tmp_path / "sae", fleet.centre)
     words = fleet.asked(sae, asked, misaligned=MISALIGNED[:1], controls=CONTROLS[:3])
     words += ["--n-samples", 4, "--max-new-tokens", 6, "--batch-size", 5]
@@ -630,7 +631,10 @@ UNSUITABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: changed(folder, "other", stop_at(range(5, 380))),
         "differ in their question_ids",
     ),
-    "no token before an answer that counts": (two_of_one_word, "none of the rows has a counted header token"),
+    "no token before an answer that counts": (
+        two_of_one_word,
+        "a counted header token; the first tokens of a row do not count. Give longer texts",
+    ),
     "a copy": (
         lambda folder: shutil.copytree(folder / "base", folder / "other"),
         "{0}/other and {0}/base are identical checkpoints",
