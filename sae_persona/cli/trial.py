@@ -224,7 +224,7 @@ def screen(
     latents anew.
     """
     from sae_persona.study.commands.dosage import Company, Dosage
-    from sae_persona.study.commands.screen import FIGURE, screen_latents
+    from sae_persona.study.commands.screen import PAGE, screen_latents
     from sae_persona.study.commands.shared import Sampling
     from sae_persona.study.judges import JudgeOptions
 
@@ -275,4 +275,4 @@ def screen(
     typer.echo(f"points of all answers; the best of {findings.n_controls} controls: {best}")
     for what, latents in (("drivers", findings.drivers), ("protectors", findings.protectors)):
         typer.echo(f"{what}: {', '.join(map(str, latents)) or 'none'}")
-    typer.echo(out / FIGURE)
+    typer.echo(out / PAGE)

@@ -53,9 +53,10 @@ def sentences(findings: SteeringFindings) -> list[str]:
             told.append(f"{name}: no dose leaves the model coherent.")
             continue
         change, price = one.change, one.price
+        moves = "move" if one.arm == "latent_set" else "moves"
         interval = f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
         told.append(
-            f"{name} moves misaligned answers {points(change.value)} {interval} at strength "
+            f"{name} {moves} misaligned answers {points(change.value)} {interval} at strength "
             f"{strength(one.strength)}, incoherent ones {points(one.added_incoherence)}."
         )
         if price:
@@ -68,7 +69,8 @@ def sentences(findings: SteeringFindings) -> list[str]:
             written = [
                 f"{group} {effect.cosine:+.2f} (z {effect.z:+.1f})" for group, effect in one.direct_effect.items()
             ]
-            told.append(f"What {arm_name(one.arm, one.name)} writes by itself: {listed(written)}.")
+            writes = "write by themselves" if one.arm == "latent_set" else "writes by itself"
+            told.append(f"What {arm_name(one.arm, one.name)} {writes}: {listed(written)}.")
     for kind, control in findings.controls.items():
         told.append(
             f"{control.n} {_KINDS[kind]} move them {100 * control.median:.1f} points in the median and "
