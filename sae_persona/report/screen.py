@@ -37,7 +37,7 @@ def sentences(findings: ScreenFindings) -> list[str]:
     else:
         told.append(f"No controls were drawn, so nothing says what any direction of this length does; {least} count.")
     told.append("Effects are the largest over doses: measure chosen latents with steer on other prompts.")
-    return told
+    return [*told, *findings.notes]
 
 
 def _named(latents: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """The causal ranking of many latents: which of them drive misalignment, which protect from it, beside controls."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from sae_persona.report.screen import render_screen
 from sae_persona.sae.load import check_fits, hook_name_of, load_sae
 from sae_persona.steering.directions import latent_direction
 from sae_persona.steering.edits import check_strengths
-from sae_persona.steering.record import MIN_EFFECT, ScreenedLatent, ScreenFindings
+from sae_persona.steering.record import MIN_EFFECT, NO_CARRY_OVER, ScreenedLatent, ScreenFindings
 from sae_persona.steering.screen import Screened, aimed_at, best_dose
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
 from sae_persona.study.commands.dosage import Company, Dosage, Lab, ranked_latents
@@ -130,6 +130,7 @@ def screen_latents(
                 for best, of_arm in zip(found, zip(*of_models, strict=True), strict=False):
                     best[name] = _mean(of_arm)
             rows, findings = rank_by_effect(found[: len(candidates)], found[len(candidates) :], places)
+            findings = replace(findings, notes=() if panel.others else (NO_CARRY_OVER,))
             write_jsonl(folder / ROWS, rows)
             write_csv(folder / TABLE, map(asdict, rows))
             write_json(folder / FINDINGS, findings)
@@ -225,11 +226,12 @@ class _Bench:
 def _mean(of_models: Sequence[Screened]) -> Screened:
     """One latent over several models: means of effects and of strengths."""
     n, first = len(of_models), of_models[0]
+    carried = [one.carry_over for one in of_models if one.carry_over is not None]
     return Screened(
         first.latents,
         first.name,
         sum(one.strength for one in of_models) / n,
         first.window,
         sum(one.effect for one in of_models) / n,
-        sum(one.carry_over for one in of_models) / n,
+        sum(carried) / n if carried else None,
     )
