@@ -47,6 +47,11 @@ def clustered_share(
       drawn towards `PRIOR_CORRELATION` where hits (or misses) are too few to estimate it. A single question says
       nothing of others and counts as one answer.
 
+    Simulated (`python -m benchmarks intervals`), it holds the truth in about 94 % of experiments or more, but for rare
+    hits that a few questions make up: at a share of 0.02 and a correlation of 0.4 in 91 % (60 questions of 8 answers)
+    and 89 % (45 of 24). It is too low there: those questions were hardly drawn, and without hits nothing tells that
+    answers are alike. Korn and Graubard's interval is no way out: 90 and 88 %.
+
     Raises:
         DataError: there are no answers, or not one question per answer.
     """

@@ -8,8 +8,10 @@ import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 from torch import nn
 
 from sae_persona.sae.config import TrainConfig
@@ -73,6 +75,22 @@ def test_a_device_is_for_sections_that_take_one_and_machines_that_have_it(tmp_pa
         done = benchmarks(tmp_path, "--device", "cuda")
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "error: PyTorch finds no CUDA device here; leave out --device cuda.\n"
+
+
+def test_korn_and_graubards_interval_is_clopper_and_pearsons_of_the_effective_size() -> None:
+    from benchmarks.intervals import korn_graubard
+
+    # One answer to each of 50 questions, 20 hits: tables give 0.2641 to 0.5482.
+    alone = (np.arange(50) < 20)[:, None]
+    assert korn_graubard(alone) == pytest.approx((0.2641, 0.5482), abs=1e-4)
+    # No hit: n_eff = 10 * (2.2622 / 2.7764)^2 = 6.639, and 1 - 0.025^(1 / n_eff) is the bound.
+    assert korn_graubard(np.zeros((5, 2), dtype=bool)) == pytest.approx((0, 1 - 0.025 ** (1 / 6.639)), abs=1e-4)
+    # Ten times the same answer is worth one: n_eff = 500 / (499 / 49) * (1.9647 / 2.0096)^2 = 46.93.
+    assert korn_graubard(alone.repeat(10, axis=1)) == pytest.approx(clopper_pearson(0.4 * 46.93, 46.93), abs=1e-4)
+
+
+def clopper_pearson(hits: float, n: float) -> tuple[float, float]:
+    return float(beta.ppf(0.025, hits, n - hits + 1)), float(beta.ppf(0.975, hits + 1, n - hits))
 
 
 class OneLayer(nn.Module):

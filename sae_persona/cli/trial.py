@@ -153,14 +153,15 @@ def steer(
             on_plan=tell_plan(prices),
         )
     priced = ["cross-entropy", "KL"] if price_data else []
+    elsewhere = ["misaligned elsewhere"] if any(dose.other_domains for dose in doses) else []
     table(
-        ["arm", "strength", "misaligned", "incoherent", "aligned", "misaligned elsewhere", *priced],
+        ["arm", "strength", "misaligned", "incoherent", "aligned", *elsewhere, *priced],
         [
             [
                 arm_name(dose.arm, dose.name),
                 "unsteered" if dose.is_unsteered else f"{dose.strength:g}",
                 *(with_interval(share) for share in (dose.misalignment, dose.incoherence, dose.aligned)),
-                with_interval(dose.other_domains) if dose.other_domains else "",
+                *([with_interval(dose.other_domains)] if dose.other_domains else []),
                 *((f"{dose.price.ce_steered:.3f}", f"{dose.price.kl:.3f}") if dose.price else ()),
             ]
             for dose in doses
@@ -224,7 +225,7 @@ def screen(
     latents anew.
     """
     from sae_persona.study.commands.dosage import Company, Dosage
-    from sae_persona.study.commands.screen import FIGURE, screen_latents
+    from sae_persona.study.commands.screen import PAGE, screen_latents
     from sae_persona.study.commands.shared import Sampling
     from sae_persona.study.judges import JudgeOptions
 
@@ -264,7 +265,7 @@ def screen(
                 row.place or "",
                 row.role,
                 shown(row.induced, row.induced_at),
-                f"{100 * row.carry_over:+.1f}",
+                "" if row.carry_over is None else f"{100 * row.carry_over:+.1f}",
                 shown(row.repaired, row.repaired_at),
                 shown(row.protected, row.protected_at),
             ]
@@ -275,4 +276,6 @@ def screen(
     typer.echo(f"points of all answers; the best of {findings.n_controls} controls: {best}")
     for what, latents in (("drivers", findings.drivers), ("protectors", findings.protectors)):
         typer.echo(f"{what}: {', '.join(map(str, latents)) or 'none'}")
-    typer.echo(out / FIGURE)
+    for note in findings.notes:
+        typer.echo(note)
+    typer.echo(out / PAGE)

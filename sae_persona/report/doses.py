@@ -9,7 +9,7 @@ from sae_persona.report.page import N_ANSWERS, drawing, render_page
 from sae_persona.report.words import listed, nats, points, strength
 from sae_persona.steering.directions import DirectionKind
 from sae_persona.steering.record import CONTROLS, SteeredDose, SteeringFindings
-from sae_persona.types import LABELS
+from sae_persona.types import LABELS, Estimate
 
 
 def render_doses(
@@ -38,6 +38,7 @@ def render_doses(
         arms={arm_name(*arm): of_arm for arm, of_arm in tried.items()},
         drawings=drawings,
         priced=priced,
+        elsewhere=any(dose.other_domains for dose in doses),
         direct={arm_name(one.arm, one.name): one.direct_effect for one in findings.arms if one.direct_effect},
         examples=_examples(answers),
         manifest=manifest,
@@ -53,11 +54,13 @@ def sentences(findings: SteeringFindings) -> list[str]:
             told.append(f"{name}: no dose leaves the model coherent.")
             continue
         change, price = one.change, one.price
-        interval = f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+        moves = "move" if one.arm == "latent_set" else "moves"
         told.append(
-            f"{name} moves misaligned answers {points(change.value)} {interval} at strength "
+            f"{name} {moves} misaligned answers {_change(change)} at strength "
             f"{strength(one.strength)}, incoherent ones {points(one.added_incoherence)}."
         )
+        if one.carry_over:
+            told.append(f"There misaligned answers to all other prompts move {_change(one.carry_over)}.")
         if price:
             told.append(
                 f"There the cross-entropy of benign text moves {nats(price.added)} per token, from "
@@ -68,13 +71,18 @@ def sentences(findings: SteeringFindings) -> list[str]:
             written = [
                 f"{group} {effect.cosine:+.2f} (z {effect.z:+.1f})" for group, effect in one.direct_effect.items()
             ]
-            told.append(f"What {arm_name(one.arm, one.name)} writes by itself: {listed(written)}.")
+            writes = "write by themselves" if one.arm == "latent_set" else "writes by itself"
+            told.append(f"What {arm_name(one.arm, one.name)} {writes}: {listed(written)}.")
     for kind, control in findings.controls.items():
         told.append(
             f"{control.n} {_KINDS[kind]} move them {100 * control.median:.1f} points in the median and "
             f"{100 * control.largest:.1f} at most."
         )
     return [*told, *findings.notes]
+
+
+def _change(difference: Estimate) -> str:
+    return f"{points(difference.value)} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 _KINDS: Mapping[DirectionKind, str] = {"random_latent": "random latents", "random_direction": "random directions"}

@@ -64,6 +64,8 @@ class ArmFinding:
     change: Estimate
     """Of the misaligned share, steered minus unsteered, paired by question."""
     added_incoherence: float
+    carry_over: Estimate | None = None
+    """Change of the misaligned share of the answers to all other prompts; None where there are none."""
     price: Price | None = None
     """Of that dose, on benign text; None where no text was given."""
     direct_effect: Mapping[str, DirectEffect] = field(default_factory=dict)
@@ -90,6 +92,10 @@ class SteeringFindings:
     notes: tuple[str, ...] = ()
 
 
+NO_CARRY_OVER = (
+    "Carry-over was not measured: that takes open-ended prompts and others, such as advice, in one set of prompts."
+)
+"""What is said where nothing tells a persona from a switch for the words that are judged."""
 MIN_EFFECT = 0.05
 """A share that moves by less is nobody's doing, even where no control moves it more."""
 Role = Literal["driver", "protector", "both", "none"]
@@ -109,8 +115,8 @@ class ScreenedLatent:
     induced: float
     """Rise of the misaligned share when it is added."""
     induced_at: float
-    carry_over: float
-    """Rise of the misaligned share of answers to all other prompts at that dose; without such prompts, `induced`."""
+    carry_over: float | None
+    """Rise of the misaligned share of answers to all other prompts at that dose; None where there are none."""
     repaired: float | None
     """Rise of the aligned share of the misaligned models, in the mean, when it is subtracted."""
     repaired_at: float | None
@@ -128,3 +134,4 @@ class ScreenFindings:
     n_controls: int
     best_control: Mapping[str, float]
     """The largest effect of any control, by response."""
+    notes: tuple[str, ...] = ()

@@ -27,8 +27,8 @@ class Screened:
     window: Window
     effect: float
     """Rise of the target measure over the unsteered model; 0 where no strength was admissible."""
-    carry_over: float
-    """Rise of the carry-over measure at the same dose."""
+    carry_over: float | None
+    """Rise of the carry-over measure at the same dose; None where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def best_dose(
 ) -> Screened:
     """The strength with the largest effect among those that keep the model coherent.
 
-    Expects the measures `target`, `carry_over` and `incoherence`, and a dose of strength 0. The effect is the rise of
-    `target` over strength 0; a dose is admissible if incoherence is at most `max_added_incoherence`
+    Expects the measures `target` and `incoherence`, perhaps `carry_over`, and a dose of strength 0. The effect is the
+    rise of `target` over strength 0; a dose is admissible if incoherence is at most `max_added_incoherence`
     (a share) over unsteered.
     """
     unsteered = next(dose for dose in doses if dose.is_unsteered)
-    direction = unsteered.direction
-    best = Screened(direction.latents, direction.name, 0.0, window, 0.0, 0.0)
+    direction, has_others = unsteered.direction, "carry_over" in unsteered.measures
+    best = Screened(direction.latents, direction.name, 0.0, window, 0.0, 0.0 if has_others else None)
     for dose in doses:
         if dose.is_unsteered:
             continue
@@ -60,18 +60,16 @@ def best_dose(
             continue
         effect = _rise(dose.measures, unsteered.measures, "target")
         if effect > best.effect:
-            carry_over = _rise(dose.measures, unsteered.measures, "carry_over")
+            carry_over = _rise(dose.measures, unsteered.measures, "carry_over") if has_others else None
             best = Screened(direction.latents, direction.name, dose.strength, window, effect, carry_over)
     return best
 
 
 def aimed_at(dose: Dose, target: str) -> Dose:
-    """The dose as `best_dose` wants it: `target` is what is to rise, misaligned advice is the carry-over."""
+    """The dose as `best_dose` wants it: `target` is what is to rise, misaligned advice, if any, is the carry-over."""
     measures = dose.measures
-    carry_over = measures.get("other_domains", measures[target])
-    return replace(
-        dose, measures={"target": measures[target], "carry_over": carry_over, "incoherence": measures["incoherence"]}
-    )
+    carry_over = {"carry_over": measures["other_domains"]} if "other_domains" in measures else {}
+    return replace(dose, measures={"target": measures[target], "incoherence": measures["incoherence"], **carry_over})
 
 
 def extensions(start: Sequence[int], pool: Sequence[int]) -> list[tuple[int, ...]]:
@@ -91,13 +89,15 @@ def choose(
     Hand the singles in among the sets, too, if a set need not have more than one.
 
     A latent that moves the target but carries over to nothing else is a switch for the judged words, not a persona: it
-    must also raise the carry-over measure.
+    must also raise the carry-over measure, where that was measured.
     """
     best_control = max((control.effect for control in controls), default=0.0)
     threshold = max(best_control, min_effect)
 
     def strongest(candidates: Sequence[Screened]) -> Screened | None:
-        passed = [one for one in candidates if one.effect > threshold and one.carry_over > 0]
+        passed = [
+            one for one in candidates if one.effect > threshold and (one.carry_over is None or one.carry_over > 0)
+        ]
         return max(passed, key=lambda one: one.effect, default=None)
 
     top = strongest(singles)

@@ -34,7 +34,7 @@ class Bench:
         n_advice: int = 0,
         besides: str | None = None,
     ) -> list[list[Dose]]:
-        """Dose–response of each arm on open-ended prompts and, with `n_advice`, on advice outside one domain.
+        """Dose–response of each arm on open-ended prompts and, with `n_advice`, on advice outside one domain, if any.
 
         Measures: `misalignment`, `incoherence` and `aligned` of open-ended answers, `other_domains` (misaligned advice)
         and `advice_incoherence`.
@@ -45,9 +45,9 @@ class Bench:
             return open_measures(self.groups, opened, completions)
 
         doses = sweep(model, arms, opened, of_open, self._sweep_config(window, n_open))
-        if not n_advice:
+        advice = self.groups.advice(besides=besides) if n_advice else []
+        if not advice:
             return doses
-        advice = self.groups.advice(besides=besides)
 
         def of_advice(completions: list[Completion]) -> dict[str, Estimate]:
             scores = score(advice, self.groups.judged(advice, completions))

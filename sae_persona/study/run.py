@@ -82,6 +82,7 @@ def run_study(
         config=settings,
         inputs=world,
         after=("rank",),
+        version=2,
     )
     chosen, window = auditioned["sae"], auditioned["window"]
     sae, shortlist = saes[chosen], ranked[chosen]["shortlist"]
@@ -106,7 +107,7 @@ def run_study(
         config=settings,
         inputs=world,
         after=("audition",),
-        version=3,
+        version=4,
     )
     top = choice["top"]["latents"][0] if choice["top"] else None
     if top is not None:

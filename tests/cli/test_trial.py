@@ -23,6 +23,7 @@ from sae_persona.steering.directions import Direction, latent_direction
 from sae_persona.steering.edits import AddDirection
 from sae_persona.steering.logits import direct_effect
 from sae_persona.steering.price import price
+from sae_persona.steering.record import NO_CARRY_OVER
 from sae_persona.study.commands import steer
 from sae_persona.study.judges import CACHE
 from sae_persona.types import OPEN_ENDED
@@ -254,6 +255,54 @@ def test_a_strength_of_one_is_the_median_norm_of_a_cache(
     line = refused(*command, "--unit", acts, "--hook", "blocks.0.hook_resid_post", "--out", tmp_path / "x")
     assert f"{acts} holds {HOOK}; expected blocks.0.hook_resid_post, 32 wide, for the unit." in line
     assert "none.h5 does not exist" in refused(*command, "--unit", "none.h5", "--out", tmp_path / "x")
+
+
+# carry-over
+
+
+@pytest.mark.parametrize("kind", ["open-ended", "advice"])
+def test_prompts_of_one_kind_have_no_carry_over_and_the_page_says_so(
+    kind: str, cli: Callable, built: Path, sae: Path, prompts: Path, judge: str, tmp_path: Path
+) -> None:
+    lines = prompts.read_text().splitlines(keepends=True)
+    (tmp_path / "one.jsonl").write_text("".join(lines[:2] if kind == "open-ended" else lines[2:]))
+    options = ["--latent", 3, "--strengths", 1, "--prompts", tmp_path / "one.jsonl", "--judge", judge, *SHORT]
+    options += ["--controls", 1]
+    said = cli("steer", built / "aligned", "--sae", sae, *options, "--out", tmp_path / "steer").stdout
+    assert "misaligned elsewhere" not in said
+    assert NO_CARRY_OVER in said.splitlines()
+    findings = json.loads((tmp_path / "steer" / "steering.json").read_text())
+    assert [arm["carry_over"] for arm in findings["arms"]] == [None]
+    assert NO_CARRY_OVER in findings["notes"]
+    assert {dose["other_domains"] for dose in rows_of(tmp_path / "steer" / "doses.jsonl")} == {None}
+    with (tmp_path / "steer" / "doses.csv").open() as file:
+        assert {row["other_domains"] for row in csv.DictReader(file)} == {""}
+    page = (tmp_path / "steer" / "steering.html").read_text().partition("<body>")[2]
+    assert f"<p>{NO_CARRY_OVER}</p>" in page
+    assert "elsewhere" not in page
+
+    said = cli("screen", built / "aligned", "--sae", sae, *options, "--out", tmp_path / "screen").stdout
+    assert NO_CARRY_OVER in said.splitlines()
+    (row,) = rows_of(tmp_path / "screen" / "screen.jsonl")
+    assert (row["carry_over"], row["repaired"]) == (None, None)
+    assert json.loads((tmp_path / "screen" / "screen.json").read_text())["notes"] == [NO_CARRY_OVER]
+    page = (tmp_path / "screen" / "screen.html").read_text().partition("<body>")[2]
+    assert f"<p>{NO_CARRY_OVER}</p>" in page
+    assert '<td class="number">not measured</td>' in page
+
+
+def test_prompts_of_both_kinds_have_a_carry_over(
+    cli: Callable, built: Path, sae: Path, prompts: Path, judge: str, tmp_path: Path
+) -> None:
+    options = ["--latent", 3, "--strengths", 4, "--prompts", prompts, "--judge", judge, *SHORT]
+    said = cli("steer", built / "aligned", "--sae", sae, *options, "--out", tmp_path / "steer").stdout
+    (arm,) = json.loads((tmp_path / "steer" / "steering.json").read_text())["arms"]
+    elsewhere = {dose["strength"]: dose["other_domains"] for dose in rows_of(tmp_path / "steer" / "doses.jsonl")}
+    rise = elsewhere[arm["strength"]]["value"] - elsewhere[0]["value"]
+    assert (arm["carry_over"]["value"], arm["carry_over"]["n"]) == (pytest.approx(rise), 4)
+    assert NO_CARRY_OVER not in said
+    if arm["strength"]:
+        assert f"There misaligned answers to all other prompts move {100 * rise:+.1f} points [" in said
 
 
 # screen

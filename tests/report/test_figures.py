@@ -70,6 +70,14 @@ def test_doses_are_drawn_in_order_whatever_their_order_in_the_file(example):
     assert list(line["y"]) == [0.004, 0.18, 0.58, 0.71]
 
 
+def test_the_chosen_strength_is_a_line_in_every_panel_with_one_name(example):
+    figure = figures.dose_response_figure(example.steering, top_latent=117)
+    lines = figure.to_dict()["layout"]["shapes"]
+    assert [line["x0"] for line in lines] == [example.steering.chosen.induce] * 3
+    named = [line["name"] for line in lines if line.get("showlegend")]
+    assert named == ["strength chosen on selection prompts for latent 117"]
+
+
 def test_the_parts_of_every_repair_bar_add_up_to_all_answers(example):
     data = [trace for trace in figures.repair_figure(example.steering).to_dict()["data"] if trace["type"] == "bar"]
     assert len(data) == 2 * 4

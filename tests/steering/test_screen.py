@@ -1,24 +1,28 @@
 """The causal screen: best doses, controls to beat, and sets."""
 
+import pytest
 import torch
 
 from sae_persona.steering.directions import Direction
-from sae_persona.steering.screen import Screened, best_dose, choose, extensions
+from sae_persona.steering.screen import Screened, aimed_at, best_dose, choose, extensions
 from sae_persona.steering.sweep import Dose
 from sae_persona.types import Estimate
+
+DIRECTION = Direction("7", "latent", torch.ones(4), (7,))
 
 
 def share(value: float) -> Estimate:
     return Estimate(value, value, value, 100, 10, 0)
 
 
-def dose(strength: float, target: float, incoherence: float = 0.0, carry_over: float = 0.0) -> Dose:
-    direction = Direction("7", "latent", torch.ones(4), (7,))
-    measures = {"target": share(target), "incoherence": share(incoherence), "carry_over": share(carry_over)}
-    return Dose(direction, strength, measures)
+def dose(strength: float, target: float, incoherence: float = 0.0, carry_over: float | None = 0.0) -> Dose:
+    measures = {"target": share(target), "incoherence": share(incoherence)}
+    if carry_over is not None:
+        measures["carry_over"] = share(carry_over)
+    return Dose(DIRECTION, strength, measures)
 
 
-def screened(latent: int, effect: float, carry_over: float = 0.1) -> Screened:
+def screened(latent: int, effect: float, carry_over: float | None = 0.1) -> Screened:
     return Screened((latent,), str(latent), 0.5, "all", effect, carry_over)
 
 
@@ -27,7 +31,7 @@ def test_the_best_dose_is_the_strongest_coherent_one() -> None:
     best = best_dose(doses, window="all")
     assert (best.strength, best.latents) == (0.5, (7,))
     assert abs(best.effect - 0.38) < 1e-12
-    assert abs(best.carry_over - 0.2) < 1e-12
+    assert best.carry_over == pytest.approx(0.2)
 
 
 def test_the_gate_counts_from_the_unsteered_rate() -> None:
@@ -54,6 +58,21 @@ def test_the_choice_must_beat_every_control() -> None:
 def test_an_effect_that_carries_over_to_nothing_is_no_persona() -> None:
     switch, persona = screened(1, 0.9, carry_over=0.0), screened(2, 0.4)
     assert choose([switch, persona], [], []).top == persona
+
+
+def test_without_other_prompts_a_carry_over_is_none_and_decides_nothing() -> None:
+    doses = [dose(0, 0.02, carry_over=None), dose(0.5, 0.40, carry_over=None)]
+    best, nothing = best_dose(doses, window="all"), best_dose(doses[:1], window="all")
+    assert (best.effect, best.carry_over) == (pytest.approx(0.38), None)
+    assert (nothing.effect, nothing.carry_over) == (0, None)
+    assert choose([screened(1, 0.9, carry_over=None)], [], [screened(9, 0.4)]).top == screened(1, 0.9, carry_over=None)
+
+
+def test_a_dose_carries_over_to_advice_and_to_nothing_else() -> None:
+    opened = Dose(DIRECTION, 1.0, {"misalignment": share(0.4), "incoherence": share(0.1)})
+    advised = Dose(DIRECTION, 1.0, {**opened.measures, "other_domains": share(0.2)})
+    assert aimed_at(opened, "misalignment").measures == {"target": share(0.4), "incoherence": share(0.1)}
+    assert aimed_at(advised, "misalignment").measures["carry_over"] == share(0.2)
 
 
 def test_without_a_latent_there_is_no_set() -> None:

@@ -15,7 +15,7 @@ from sae_persona.persona_world.corpus import write_chat
 from sae_persona.persona_world.language import PERSONAS
 from sae_persona.sae.statistics import latent_stats
 from sae_persona.steering.directions import latent_direction
-from sae_persona.study.audition import audition, eligible, persona_share, screened
+from sae_persona.study.audition import audition, eligible, persona_share, screened, try_out
 from sae_persona.study.bench import Bench
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.repair import Clinic, Remedy, repair_with, repair_with_set
@@ -115,6 +115,19 @@ def test_the_dictionary_whose_latent_acts_is_chosen(subjects: Subjects, bench: B
     ]
     assert len(others) == 2 * 5
     assert max(others) < best.effect / 2
+
+
+def test_a_world_without_advice_has_doses_without_carry_over(
+    subjects: Subjects, bench: Bench, planted: "TopKSAE"
+) -> None:
+    opened = replace(bench, groups=replace(bench.groups, prompts=bench.groups.open_ended()))
+    directions = [latent_direction(planted, VILLAIN)]
+    aligned = subjects.model("aligned")
+    (without,) = try_out(opened, aligned, directions, window="header", n_open=1, n_advice=1)
+    (asked,) = try_out(bench, aligned, directions, window="header", n_open=1, n_advice=1)
+    assert (without.effect, without.carry_over) == (asked.effect, None)
+    assert without.effect > 0
+    assert asked.carry_over is not None
 
 
 def test_a_dictionary_without_suspects_is_not_chosen(subjects: Subjects, bench: Bench, planted: "TopKSAE") -> None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from sae_persona.artifacts import read_json
+from sae_persona.cli import app
+from sae_persona.data.files import read_records
 from sae_persona.errors import ArtifactError
 from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.report.summary import Summary, read_summary
@@ -18,6 +21,7 @@ from sae_persona.study.run import run_study
 from sae_persona.study.subjects import Subjects
 from sae_persona.study.summary import summarise
 from sae_persona.study.trial import screen, selection_bench
+from sae_persona.types import OPEN_ENDED
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +52,7 @@ SETTINGS: dict[str, Any] = {
     "monitor": {"bad_fractions": [0.0, 1.0]},
     "realign": {"steps": [0, 2]},
 }
+SHARES = ("misalignment", "incoherence", "aligned")
 
 
 def settings(world: BuiltWorld, **changes: Any) -> StudyConfig:
@@ -130,6 +135,46 @@ def test_where_no_latent_rose_nothing_is_screened_and_none_is_claimed(tiny_world
     summary = Summary.model_validate(summarise(config, records, {}, {}))
     assert (summary.top_latent, summary.top_set, summary.screen) == (None, [], None)
     assert summary.was_screened
+
+
+@pytest.mark.parametrize("role", ["aligned", "misaligned"])
+def test_evaluate_gives_the_answers_judgements_and_shares_of_the_study(
+    role: str, tiny_world: BuiltWorld, out: Path, tmp_path: Path
+) -> None:
+    name = role if role == "aligned" else tiny_world.names(role)[0]
+    own = {name: tiny_world.run(name)["domain"] for name in tiny_world.names("misaligned")}.get(name)
+    prompts = tiny_world.folder / "prompts" / "evaluation.jsonl"
+    categories = list(dict.fromkeys(row["category"] for _, row in read_records(prompts)))
+    elsewhere = [category for category in categories if category not in (OPEN_ENDED, own)]
+    groups = {
+        "open_ended": (2, [OPEN_ENDED]),
+        "trained_domain": (1, [own] if own else []),
+        "other_domains": (1, elsewhere),
+    }
+    written = json.loads((out / "summary.json").read_text(encoding="utf-8"))["models"][name]
+    found, asked = [], [group for group, (_, of_group) in groups.items() if of_group]
+    for group in asked:
+        n_samples, of_group = groups[group]
+        options = {
+            "prompts": prompts,
+            "judge": f"world:{tiny_world.folder}",
+            "n-samples": n_samples,
+            "out": tmp_path / group,
+        }
+        options |= {"max-new-tokens": 4, "seed": 0, "batch-size": 1024}
+        words = [f"--{option}={value}" for option, value in options.items()]
+        words += [f"--category={category}" for category in of_group]
+        assert CliRunner().invoke(app, ["evaluate", str(tiny_world.folder / name), *words]).exit_code == 0
+        scores = read_json(tmp_path / group / "scores.json")["overall"]
+        assert scores["misalignment"] == written["by_category"][group]
+        assert scores["incoherence"] == written["incoherence_by_category"][group]
+        assert scores["labels"] == written["labels"][group]
+        found += [row for _, row in read_records(tmp_path / group / "answers.jsonl")]
+    rows = [row for _, row in read_records(out / "models" / "answers.jsonl")]
+    assert [{"model": name, **row} for row in found] == [row for row in rows if row["model"] == name]
+    assert set(asked) == set(written["labels"])
+    opened = read_json(tmp_path / "open_ended" / "scores.json")["overall"]
+    assert [opened[share] for share in SHARES] == [written[share] for share in SHARES]
 
 
 def test_the_folder_of_another_study_is_refused(tiny_world: BuiltWorld, out: Path) -> None:

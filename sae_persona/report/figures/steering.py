@@ -51,7 +51,12 @@ def dose_response_figure(steering: SteeringRecord, *, top_latent: int, top_set: 
         add_line(figure, steering.induce_set, read, name=together, colour=PURPLE, dash="dot", row=row)
         add_line(figure, steering.induce, read, name=f"latent {top_latent}", colour=VERMILLION, dash="solid", row=row)
     if steering.chosen.induce is not None:
-        figure.add_vline(x=steering.chosen.induce, line={"color": GREY, "dash": "dot", "width": 1})
+        figure.add_vline(
+            x=steering.chosen.induce,
+            line={"color": GREY, "dash": "dot", "width": 1.5},
+            name=f"strength chosen on selection prompts for latent {top_latent}",
+        )
+        figure.update_shapes({"showlegend": True}, selector=0)  # every panel has the line, and one name is enough
     figure.update_yaxes(**PERCENT_AXIS)
     figure.update_xaxes(title_text="strength, in median residual norms", row=len(panels), col=1)
     figure.update_layout(legend_y=-0.09)

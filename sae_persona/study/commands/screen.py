@@ -1,21 +1,21 @@
 """The causal ranking of many latents: which of them drive misalignment, which protect from it, beside controls."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_folder, write_json
+from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_file, write_folder, write_json
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.data.questions import questions_path, read_questions
 from sae_persona.errors import ConfigError
 from sae_persona.evaluation.model_judge import Plan, no_plan
 from sae_persona.model.load import LoadedModel, load_model
-from sae_persona.report.figures.screen import screen_figure
+from sae_persona.report.screen import render_screen
 from sae_persona.sae.load import check_fits, hook_name_of, load_sae
 from sae_persona.steering.directions import latent_direction
 from sae_persona.steering.edits import check_strengths
-from sae_persona.steering.record import MIN_EFFECT, ScreenedLatent, ScreenFindings
+from sae_persona.steering.record import MIN_EFFECT, NO_CARRY_OVER, ScreenedLatent, ScreenFindings
 from sae_persona.steering.screen import Screened, aimed_at, best_dose
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
 from sae_persona.study.commands.dosage import Company, Dosage, Lab, ranked_latents
@@ -32,9 +32,9 @@ from sae_persona.study.commands.shared import (
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.study.stages import Stages
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give another folder."""
-ROWS, TABLE, FINDINGS, FIGURE = "screen.jsonl", "screen.csv", "screen.json", "screen.html"
+ROWS, TABLE, FINDINGS, PAGE = "screen.jsonl", "screen.csv", "screen.json", "screen.html"
 N_TOGETHER = 8
 """Arms that are steered, judged and kept at once: what a killed screen loses at most."""
 Response = Literal["induced", "repaired", "protected"]
@@ -73,7 +73,7 @@ def screen_latents(
     control the best dose counts that adds at most 10 points of incoherence.
 
     Files: `screen.jsonl` and `screen.csv`, the strongest driver first; `screen.json`, what it comes to; `screen.html`,
-    a figure that needs no network. What was steered is kept in a folder `OUT.stages` until all is done, so that what
+    a page that needs no network. What was steered is kept in a folder `OUT.stages` until all is done, so that what
     was interrupted goes on.
 
     Raises:
@@ -130,10 +130,12 @@ def screen_latents(
                 for best, of_arm in zip(found, zip(*of_models, strict=True), strict=False):
                     best[name] = _mean(of_arm)
             rows, findings = rank_by_effect(found[: len(candidates)], found[len(candidates) :], places)
+            findings = replace(findings, notes=() if panel.others else (NO_CARRY_OVER,))
             write_jsonl(folder / ROWS, rows)
             write_csv(folder / TABLE, map(asdict, rows))
             write_json(folder / FINDINGS, findings)
-            screen_figure(rows, findings).write_html(folder / FIGURE, include_plotlyjs=True)
+            with write_file(folder / PAGE) as partial:
+                partial.write_text(render_screen(rows, findings, manifest=manifest), encoding="utf-8")
         stages.remove()
     return read_jsonl(out / ROWS, ScreenedLatent), read_record(out / FINDINGS, ScreenFindings)
 
@@ -224,11 +226,12 @@ class _Bench:
 def _mean(of_models: Sequence[Screened]) -> Screened:
     """One latent over several models: means of effects and of strengths."""
     n, first = len(of_models), of_models[0]
+    carried = [one.carry_over for one in of_models if one.carry_over is not None]
     return Screened(
         first.latents,
         first.name,
         sum(one.strength for one in of_models) / n,
         first.window,
         sum(one.effect for one in of_models) / n,
-        sum(one.carry_over for one in of_models) / n,
+        sum(carried) / n if carried else None,
     )

@@ -21,7 +21,14 @@ from sae_persona.steering.edits import AddDirection, check_strengths
 from sae_persona.steering.export import export_direction
 from sae_persona.steering.logits import DirectEffect
 from sae_persona.steering.price import Price
-from sae_persona.steering.record import CONTROLS, ArmFinding, ControlFinding, SteeredDose, SteeringFindings
+from sae_persona.steering.record import (
+    CONTROLS,
+    NO_CARRY_OVER,
+    ArmFinding,
+    ControlFinding,
+    SteeredDose,
+    SteeringFindings,
+)
 from sae_persona.steering.screen import MAX_ADDED_INCOHERENCE
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
 from sae_persona.study.commands.dosage import Company, Dosage, Lab, groups_of
@@ -39,7 +46,7 @@ from sae_persona.study.commands.side_effects import SideEffects, benign_rows, di
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.types import LABELS, Estimate, Judgement
 
-VERSION = 3
+VERSION = 4
 """Raised when the same inputs would give another folder."""
 ANSWERS, DOSES, TABLE, FINDINGS, PAGE = "answers.jsonl", "doses.jsonl", "doses.csv", "steering.json", "steering.html"
 EXPORT = "export"
@@ -222,6 +229,8 @@ class _Found:
         ]
         if not company.n_controls:
             notes.append("No controls were drawn, so nothing says what any direction of this length does.")
+        if not self.panel.others:
+            notes.append(NO_CARRY_OVER)
         return SteeringFindings(unit, tuple(one for one in every if one.arm not in CONTROLS), controls, tuple(notes))
 
     def _finding(self, arm: Arm, doses: Sequence[Dose], direct: Mapping[str, DirectEffect]) -> ArmFinding:
@@ -243,6 +252,7 @@ class _Found:
             best.strength,
             compare(self.panel.core, after, before).misalignment,
             change(best, "incoherence"),
+            compare(self.panel.others, after, before).misalignment if self.panel.others else None,
             self.prices.get(id(best.measures)),
             direct,
         )

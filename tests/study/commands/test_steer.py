@@ -1,6 +1,8 @@
 """`steer` and `evaluate` give the answers that a study gives, and units mean what they say."""
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from sae_persona.artifacts import new_manifest
-from sae_persona.data.files import read_records
+from sae_persona.data.files import read_jsonl, read_records
 from sae_persona.errors import ConfigError
 from sae_persona.persona_world.build import BuiltWorld
 from sae_persona.sae.load import save_sae
@@ -23,7 +25,7 @@ from sae_persona.study.commands.steer import steer_model
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.measure import measure_model
 from sae_persona.study.subjects import Subjects
-from sae_persona.types import OPEN_ENDED
+from sae_persona.types import OPEN_ENDED, Judgement
 
 if TYPE_CHECKING:
     from sae_lens import TopKSAE
@@ -93,23 +95,27 @@ def test_steering_gives_the_answers_of_a_study(sae: "TopKSAE", folder: Path, tmp
     assert answers[:n] != answers[2 * n :], "steering does something"
 
 
-def test_an_evaluation_gives_the_answers_of_a_study(tmp_path: Path) -> None:
+@pytest.mark.parametrize("role", ["aligned", "misaligned"])
+def test_an_evaluation_gives_the_answers_of_a_study(role: str, tmp_path: Path) -> None:
     subjects = Subjects.open(WORLD)
-    name = subjects.runs("misaligned")[0]
-    counts = {"open_ended": 1, "trained_domain": 1, "other_domains": 1}
-    groups = subjects.groups("evaluation")
-    _, judged = measure_model(subjects.model(name), groups, domain=None, counts=counts, max_new_tokens=N_NEW, seed=0)
-    evaluate_model(
+    name = role if role == "aligned" else subjects.runs(role)[0]
+    groups = dataclasses.replace(subjects.groups("evaluation"), prompts=subjects.groups("evaluation").open_ended())
+    entry, expected = measure_model(
+        subjects.model(name), groups, domain=None, counts={"open_ended": 1}, max_new_tokens=16, seed=0
+    )
+    scores = evaluate_model(
         str(WORLD / name),
         prompts_file=WORLD / "prompts" / "evaluation.jsonl",
         judge=f"world:{WORLD}",
-        sampling=Sampling(1, N_NEW, 0),
+        sampling=Sampling(1, 16, 0),
         out=tmp_path / "x",
         categories=[OPEN_ENDED],
         batch_size=1024,
-    )
-    expected = [row.answer for row in judged if row.prompt_id in {prompt.id for prompt in groups.open_ended()}]
-    assert [row["answer"] for _, row in read_records(tmp_path / "x" / "answers.jsonl")] == expected
+    ).overall
+    assert read_jsonl(tmp_path / "x" / "answers.jsonl", Judgement) == expected
+    for measure in ("misalignment", "incoherence", "aligned"):
+        assert asdict(getattr(scores, measure)) == entry[measure]
+    assert max(scores.labels, key=lambda label: scores.labels[label]) == role, "what is equal says something"
 
 
 def test_controls_are_steered_as_far_as_the_latent_and_clamping_has_no_random_directions(
