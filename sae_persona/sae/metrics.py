@@ -99,7 +99,8 @@ def reconstruction_metrics(
             progress(len(batch.ids))
     if sums.n_tokens == 0:
         raise DataError(
-            f"none of the {len(rows)} rows has a token that counts. Give rows of more than {drop_first} tokens."
+            f"none of the {len(rows)} rows has a token that counts. Give rows of more than {drop_first} tokens"
+            f"{f', or a max_norm above {max_norm:g}' if max_norm is not None else ''}."
         )
     return sums.metrics(predictions)
 

@@ -13,6 +13,7 @@ from sae_persona.cache.moments import Moments
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.cache.statistics import not_finite
 from sae_persona.data.files import read_jsonl
+from sae_persona.data.packed import PackedRows
 from sae_persona.errors import ArtifactError, CacheFileError, ModelError, SAEError
 from sae_persona.model.load import ADAPTER_CONFIG, load_model
 from sae_persona.persona_world.build import BuiltWorld
@@ -90,6 +91,7 @@ def _cache(path: Path) -> Facts:
         raise CacheFileError(
             f"{path} is damaged: none of its {cache.n_tokens:,} tokens counts. Delete it and cache again."
         )
+    _check_tokens(cache)
     for name in cache.hooks:
         _check_hook(cache, name)
     hooks = [f"{name} ({cache.d_in(name)} wide, median norm {cache.median_norm(name):.4g})" for name in cache.hooks]
@@ -114,6 +116,35 @@ def _filters(config: Mapping[str, object]) -> str:
     limit = config.get("norm_limit")
     norms = f", norms over {limit} medians" if limit is not None else ""
     return f"the first {config.get('drop_first', 0)} of a document{norms}"
+
+
+def _check_tokens(cache: ActivationCache) -> None:
+    """Raise unless the tokens are those whose fingerprint was stored with them; a shard has a part of them only.
+
+    In the file rows stand in order of length, and rows of one length as in the data: of a document that was cut, the
+    longer pieces came first.
+    """
+    if "shard" in cache.manifest.config:
+        return
+    starts = np.flatnonzero(cache.positions == 0)
+    whole = len(starts) > 0 and starts[0] == 0
+    if whole:
+        lengths = np.diff(starts, append=cache.n_tokens)
+        documents = cache.document_ids[starts]
+        order = np.lexsort((np.arange(len(starts)), -lengths, documents))
+        tokens = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])
+        rows = PackedRows(cache.token_ids[tokens], cache.parts[tokens], lengths[order], documents[order])
+        expected = np.arange(cache.n_tokens) - np.repeat(starts, lengths)
+        whole = (
+            np.array_equal(cache.positions, expected)
+            and np.array_equal(cache.document_ids, np.repeat(documents, lengths))
+            and rows.fingerprint == cache.manifest.inputs.get("rows")
+        )
+    if not whole:
+        raise CacheFileError(
+            f"{cache.path} is damaged: its tokens, parts, positions or documents are not those that were cached. "
+            "Delete it and cache again."
+        )
 
 
 def _check_hook(cache: ActivationCache, name: str) -> None:

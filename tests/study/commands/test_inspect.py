@@ -13,6 +13,7 @@ from sae_persona.artifacts import new_manifest, write_folder, write_json
 from sae_persona.cache.layout import read_layout
 from sae_persona.cache.writer import write_cache
 from sae_persona.data.files import write_jsonl
+from sae_persona.data.packed import PackedRows
 from sae_persona.data.tokens import Part, TokenRow
 from sae_persona.errors import ArtifactError, CacheFileError, ModelError, SAEError, SaePersonaError
 from sae_persona.evaluation.score import score
@@ -53,6 +54,23 @@ def test_an_activation_that_changed_is_found_by_its_norm(cache: Path) -> None:
         file.write(np.full(4, 1000, dtype=np.float32).tobytes())
     with pytest.raises(CacheFileError, match=f"activations at {HOOK} have not the norms"):
         inspect_path(cache)
+
+
+@pytest.mark.parametrize("column", ["token_ids", "parts", "positions", "document_ids"])
+def test_a_token_that_changed_is_found_by_the_fingerprint_of_all(cache: Path, column: str) -> None:
+    place = read_layout(cache).places[column]
+    with cache.open("r+b") as file:
+        file.seek(place.offset + 7 * place.row_bytes)
+        file.write(bytes([1]) + bytes(place.row_bytes - 1) if column != "positions" else bytes(place.row_bytes))
+    with pytest.raises(CacheFileError, match="tokens, parts, positions or documents are not those"):
+        inspect_path(cache)
+
+
+def test_a_cache_of_pieces_in_another_order_than_the_datas_is_whole(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    lengths = [(0, 5), (0, 5), (0, 2), (1, 3), (2, 5), (2, 4)]
+    pieces = [(document, TokenRow(tuple(range(2, 2 + n)), (Part.PROMPT,) * n)) for document, n in lengths]
+    write_cache(tiny_model, PackedRows.pack(pieces), tmp_path / "acts.h5", hook_names=[HOOK], batch_size=2)
+    assert inspect_path(tmp_path / "acts.h5").facts["documents"] == "3"
 
 
 def test_a_mask_that_changed_is_found_by_its_count(cache: Path) -> None:
