@@ -132,7 +132,7 @@ def _check_tokens(cache: ActivationCache) -> None:
         lengths = np.diff(starts, append=cache.n_tokens)
         documents = cache.document_ids[starts]
         order = np.lexsort((np.arange(len(starts)), -lengths, documents))
-        tokens = np.concatenate([np.arange(lengths[i]) + starts[i] for i in order])
+        tokens = np.concatenate([np.arange(int(lengths[i])) + starts[i] for i in order])
         rows = PackedRows(cache.token_ids[tokens], cache.parts[tokens], lengths[order], documents[order])
         expected = np.arange(cache.n_tokens) - np.repeat(starts, lengths)
         whole = (
