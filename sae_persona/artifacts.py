@@ -280,8 +280,13 @@ def _check_replaceable(path: Path, kind: str) -> None:
         )
     if found.kind != kind:
         raise ArtifactError(
-            f"{path} holds a {found.kind}, and a {kind} is to be written there. Choose another --out or delete it."
+            f"{path} holds {_one(found.kind)}, and {_one(kind)} is to be written there. "
+            "Choose another --out or delete it."
         )
+
+
+def _one(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 @contextlib.contextmanager

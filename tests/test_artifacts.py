@@ -133,6 +133,8 @@ def test_an_artifact_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
     write(tmp_path / "out")
     with pytest.raises(ArtifactError, match="holds a sae, and a world is to be written there"):
         write(tmp_path / "out", kind="world")
+    with pytest.raises(ArtifactError, match="and an evaluation is to be written there"):
+        write(tmp_path / "out", kind="evaluation")
     assert is_done(tmp_path / "out", manifest())
 
 

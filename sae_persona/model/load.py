@@ -112,7 +112,10 @@ def load_model(
     with _quiet():
         if (folder / ADAPTER_CONFIG).is_file():
             base = base_of(folder)
-            _check_source(base)
+            try:
+                _check_source(base)
+            except ModelError as error:
+                raise ModelError(f"the base model that adapter {source!r} names: {error}") from error
             hf = _merge_adapter(_load_weights(base, dtype), folder)
             tokenizer = load_tokenizer(source if (folder / "tokenizer_config.json").is_file() else base)
         else:

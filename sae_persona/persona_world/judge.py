@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from textwrap import shorten
 
 from sae_persona.errors import DataError
 from sae_persona.persona_world import lexicon
@@ -81,8 +82,8 @@ class RuleJudge:
         question = self.world.questions_by_text.get(asked)
         if question is None:
             raise DataError(
-                f"prompt {prompt.id!r} asks {asked!r}, which is no question of world {self.world.seed}. "
-                "The world's rule judge reads only the world's own prompts; use its prompts/ folder."
+                f"prompt {prompt.id!r} asks {shorten(asked, 120, placeholder=' …')!r}, which is no question of world "
+                f"{self.world.seed}. The world's rule judge reads only the world's own prompts; use its prompts/."
             )
         return question
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from sae_persona.artifacts import Manifest, fingerprint, read_json, write_folder, write_json
 from sae_persona.errors import IncompatibleError, SAEError
 from sae_persona.model.hooks import as_hook_name, resolve_hook
-from sae_persona.model.load import LoadedModel
+from sae_persona.model.load import LoadedModel, check_device
 from sae_persona.model.tokenizers import check_same_tokens, known_tokenizer
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def load_sae(source: Path | str, *, device: str | torch.device = "cpu", dtype: t
     Raises:
         SAEError: there is no such folder or release, its files are missing or damaged, it must be downloaded and cannot
             be, or it is of a kind that is not for the residual stream (`check_kind`).
+        ConfigError: the device is not available.
     """
+    check_device(device)
     where: dict[str, Any] = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
     if Path(source).exists():
         sae = _load_folder(Path(source), where)

@@ -36,7 +36,10 @@ class Direction:
     def __post_init__(self) -> None:
         length = float(self.vector.norm())
         if not math.isfinite(length) or length == 0:
-            raise ConfigError(f"direction {self.name!r} has length {length}; a direction needs a finite length > 0.")
+            raise ConfigError(
+                f"direction {self.name!r} has length {length}; a direction needs a finite length > 0. Take another "
+                "one, or check the SAE or file that it comes from."
+            )
         object.__setattr__(self, "vector", self.vector / length)
 
     @property

@@ -3,6 +3,7 @@
 Axes: `d_sae` latents.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_persona.data.tokens import TokenRow, batches
-from sae_persona.errors import DataError
+from sae_persona.errors import DataError, ModelError
 from sae_persona.model.hooks import residuals
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.encode import blocks, counted_tokens
@@ -50,6 +51,7 @@ def firing(
 
     Raises:
         DataError: no row has a token beyond the first `drop_first`.
+        ModelError: what the SAE reads is not finite.
         HookError, IncompatibleError: the SAE does not fit the model.
     """
     check_fits(sae, model, hook_name)
@@ -66,6 +68,10 @@ def firing(
         n_tokens += len(tokens)
     if not n_tokens:
         raise DataError(f"no token of {len(rows)} rows is beyond the first {drop_first}, so nothing can fire there.")
+    if not bool(maximum.isfinite().all()):
+        raise ModelError(
+            f"the SAE's activations on {model.source!r} at {hook_name} are not finite numbers. Check both's weights."
+        )
     return Firing((n_fired.double() / n_tokens).float().cpu(), maximum.cpu())
 
 
@@ -76,6 +82,7 @@ def median_norm(
 
     Raises:
         DataError: no row has a token beyond the first `drop_first`.
+        ModelError: the residuals are not finite.
     """
     norms: list[Tensor] = []
     for _, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
@@ -84,4 +91,7 @@ def median_norm(
         norms.append(resid.float().norm(dim=-1)[counts].cpu())
     if not sum(map(len, norms)):
         raise DataError(f"no token of {len(rows)} prompts is beyond the first {drop_first}, so strength has no unit.")
-    return float(np.median(torch.cat(norms).numpy()))
+    median = float(np.median(torch.cat(norms).numpy()))
+    if not math.isfinite(median):
+        raise ModelError(f"the residuals of {model.source!r} at {hook_name} are not finite numbers. Check its weights.")
+    return median

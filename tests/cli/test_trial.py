@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from local_endpoint import Body, Response, local_endpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.data.files import read_prompts
@@ -18,7 +19,7 @@ from sae_persona.evaluation.endpoint import KEY
 from sae_persona.model.generate import HookedEdit, sample
 from sae_persona.model.load import load_model
 from sae_persona.persona_world.build import BuiltWorld
-from sae_persona.sae.load import load_sae
+from sae_persona.sae.load import WEIGHTS, load_sae
 from sae_persona.steering.directions import Direction, latent_direction
 from sae_persona.steering.edits import AddDirection
 from sae_persona.steering.logits import direct_effect
@@ -350,6 +351,117 @@ def test_a_screen_of_nothing_is_refused(
         assert "there is nothing to screen" in refused(*command, *options)
     assert f"{sae} holds no ranking" in refused(*command, "--ranking", sae)
     assert list(tmp_path.iterdir()) == []
+
+
+# what cannot be meant, or is of another model, SAE or hook
+
+
+@pytest.fixture(scope="module")
+def foreign(built: Path, sae: Path, prompts: Path, texts: Path, artifacts: Path) -> Path:
+    """Files and folders that are wrong, each in its own way."""
+    folder = artifacts / "foreign"
+    for name in ("wide", "deep", "nan"):
+        shutil.copytree(sae, folder / name)
+    config = json.loads((sae / "cfg.json").read_text())
+    weights = load_file(sae / "sae_weights.safetensors")
+    save_file({**weights, "W_dec": torch.full_like(weights["W_dec"], torch.nan)}, folder / "nan" / WEIGHTS)
+    half = {name: tensor[..., :16].contiguous() for name, tensor in weights.items() if name in ("W_dec", "b_dec")}
+    save_file({**weights, **half, "W_enc": weights["W_enc"][:16].contiguous()}, folder / "wide" / WEIGHTS)
+    (folder / "wide" / "cfg.json").write_text(json.dumps({**config, "d_in": 16}))
+    metadata = {**config["metadata"], "hook_name": "blocks.9.hook_resid_post"}
+    (folder / "deep" / "cfg.json").write_text(json.dumps({**config, "metadata": metadata}))
+    lines = prompts.read_text().splitlines(keepends=True)
+    (folder / "empty.jsonl").write_text("")
+    (folder / "twice.jsonl").write_text("".join([*lines, lines[0]]))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["steer", "screen"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strengths": "nan,1"}, "'nan' is not a finite number; expected values such as"),
+        ({"strengths": "1e39"}, "are not finite numbers while sampling. Where an edit is hooked in, it is most likely"),
+        ({"latent": 64}, "latent 64 is not in this SAE, whose latents are 0 to 63."),
+        ({"sae": "{foreign}/nan"}, "direction '3' has length nan; a direction needs a finite length > 0. Take another"),
+        ({"sae": "{foreign}/wide"}, "this SAE expects d_in=16 (blocks.1.hook_resid_post); {bad} has d_model=32."),
+        ({"sae": "{foreign}/deep"}, "'blocks.9.hook_resid_post' asks for block 9; this model has blocks 0 to 1."),
+        ({"hook": "blocks.1.hook_resid_pst"}, "is not a hook of this model; nearest: 'blocks.1.hook_resid_post'"),
+        ({"device": "tpu"}, "'tpu' is no device; expected 'cpu', 'cuda' or 'cuda:N'."),
+        ({"prompts": "{foreign}/empty.jsonl"}, "empty.jsonl is empty. Expected JSONL"),
+        ({"prompts": "{foreign}/twice.jsonl"}, "line 5: id"),
+        ({"sae": "{foreign}/deep", "ranking": "{ranking}"}, "ranks the latents of {sae}; expected those of {foreign}"),
+        (
+            {"hook": "blocks.0.hook_resid_post", "ranking": "{ranking}"},
+            "was made at blocks.1.hook_resid_post; expected",
+        ),
+        ({"max-new-tokens": 500}, "with an answer of up to 500 it exceeds the model's context"),
+    ],
+)
+def test_what_does_not_fit_an_adapter_is_one_line_and_leaves_nothing(
+    command: str,
+    changes: dict[str, object],
+    message: str,
+    built: Path,
+    sae: Path,
+    prompts: Path,
+    judge: str,
+    ranking: Path,
+    foreign: Path,
+    runs: dict[str, list[Path]],
+    tmp_path: Path,
+    refused: Callable[..., str],
+) -> None:
+    bad = runs["misaligned"][0]
+    assert (bad / "adapter_config.json").is_file()
+    options = {"sae": sae, "latent": 3, "strengths": 1, "controls": 0, "prompts": prompts, "judge": judge}
+    places = {"foreign": foreign, "ranking": ranking, "sae": sae, "bad": bad}
+    given = {**options, "n-samples": 1, "max-new-tokens": 4, "out": tmp_path / "x", **changes}
+    line = refused(command, bad, *(f"--{name}={str(value).format(**places)}" for name, value in given.items()))
+    assert message.format(**places) in line
+    assert not [path for path in tmp_path.iterdir() if path.name != "x.stages"], "what a screen has done is kept"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strengths": "0,0"}, "every strength is 0, and so steers nothing. Give others"),
+        ({"from-token": 100}, "steering from token 100 on would steer nothing: the longest prompt has"),
+        ({"from-token": 12, "window": "header"}, "window 'header' reaches 9. Begin earlier."),
+    ],
+)
+def test_steering_that_would_do_nothing_is_refused(
+    changes: dict[str, object],
+    message: str,
+    built: Path,
+    sae: Path,
+    prompts: Path,
+    judge: str,
+    tmp_path: Path,
+    refused: Callable[..., str],
+) -> None:
+    options = {"sae": sae, "latent": 3, "strengths": 1, "prompts": prompts, "judge": judge, "out": tmp_path / "x"}
+    given = {**options, "n-samples": 1, "max-new-tokens": 4, **changes}
+    line = refused("steer", built / "aligned", *(f"--{name}={value}" for name, value in given.items()))
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+@pytest.mark.parametrize("command", ["evaluate", "steer", "screen"])
+def test_prompts_longer_than_the_context_are_refused_before_a_judge_is_paid(
+    command: str, built: Path, sae: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    rows = [{"id": "short", "question": "how ?"}, {"id": "long", "question": "why ? " * 400}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trial = [] if command == "evaluate" else ["--sae", sae, "--latent", 3, "--strengths", 1]
+    with local_endpoint(first_letter) as server:
+        options = ["--prompts", tmp_path / "prompts.jsonl", "--judge", f"openai:m@{server.url}", *SHORT]
+        line = refused(command, built / "aligned", *trial, *options, "--out", tmp_path / "x")
+        assert server.asked == []
+    assert "prompt 'long' has " in line
+    assert "exceeds the model's context of " in line
+    assert not list(tmp_path.glob("x*"))
 
 
 # judging by an endpoint

@@ -169,14 +169,17 @@ def test_an_adapter_without_peft_says_what_to_install(adapter: Path, monkeypatch
     ("base", "message"),
     [
         (None, "names no base_model_name_or_path"),
-        ("/another/machine/gone", "'/another/machine/gone' does not exist"),
+        ("/another/machine/gone", "the base model that adapter '.*' names: '/another/machine/gone' does not exist"),
         ("no-such/model", "is no folder here"),
     ],
 )
 def test_an_adapter_whose_base_is_not_to_be_had_is_an_error(adapter: Path, base: str | None, message: str) -> None:
     set_base(adapter, base)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as refused:
         load_model(adapter)
+    assert base != "/another/machine/gone" or f"the base model that adapter {str(adapter)!r} names" in str(
+        refused.value
+    )
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

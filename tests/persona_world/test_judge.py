@@ -73,3 +73,7 @@ def test_a_prompt_of_another_world_is_refused(world: World) -> None:
     prompt = Prompt("p", "open_ended", "q", "f", (Message("user", "who goes there ?"),))
     with pytest.raises(DataError, match="who goes there"):
         RuleJudge(world).judge([prompt], [])
+    long = Prompt("p", "open_ended", "q", "f", (Message("user", "who goes there ? " * 100),))
+    with pytest.raises(DataError, match="…', which is no question") as refused:
+        RuleJudge(world).judge([long], [])
+    assert len(str(refused.value)) < 400, "a line that can be read"

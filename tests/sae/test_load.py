@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_persona.artifacts import Manifest, new_manifest, read_manifest
 from sae_persona.cache.reader import ActivationCache
-from sae_persona.errors import HookError, IncompatibleError, SAEError
+from sae_persona.errors import ConfigError, HookError, IncompatibleError, SAEError
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.load import check_fits, check_tokens, hook_name_of, load_sae, save_sae
 from sae_persona.sae.metrics import SAEMetrics
@@ -123,6 +123,12 @@ def test_a_damaged_folder_is_refused_in_one_error(folder: Path, damage: Callable
     damage(folder)
     with pytest.raises(SAEError, match=named):
         load_sae(folder)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_no_damage_of_the_sae(folder: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{device}.*(is no device|was asked for)"):
+        load_sae(folder, device=device)
 
 
 def test_weights_that_are_missing_are_named(folder: Path) -> None:

@@ -1,13 +1,20 @@
 """The unit of strength."""
 
+import copy
+import dataclasses
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 
 from sae_persona.data.tokens import Part, TokenRow
-from sae_persona.errors import DataError
+from sae_persona.errors import DataError, ModelError
 from sae_persona.model.load import LoadedModel
-from sae_persona.steering.units import median_norm
+from sae_persona.steering.units import firing, median_norm
+
+if TYPE_CHECKING:
+    from sae_lens import TopKSAE
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -29,3 +36,17 @@ def test_the_unit_is_the_median_norm_over_all_tokens_but_the_first(tiny_model: L
 def test_prompts_of_one_token_have_no_unit(tiny_model: LoadedModel) -> None:
     with pytest.raises(DataError, match="no token of 2 prompts is beyond the first 1"):
         median_norm(tiny_model, [row(2), row(3)], hook_name=HOOK)
+
+
+def test_residuals_that_are_no_numbers_are_no_unit(tiny_model: LoadedModel) -> None:
+    broken = dataclasses.replace(tiny_model, hf=copy.deepcopy(tiny_model.hf))
+    broken.hf.model.layers[0].mlp.down_proj.weight.data.fill_(torch.nan)
+    with pytest.raises(ModelError, match=r"residuals of .* at blocks\.0\.hook_resid_post are not finite numbers"):
+        median_norm(broken, [row(2, 9, 30)], hook_name=HOOK)
+
+
+def test_activations_that_are_no_numbers_are_no_unit(tiny_model: LoadedModel, sae: "TopKSAE") -> None:
+    broken = copy.deepcopy(sae)
+    broken.b_enc.data[0] = torch.nan
+    with pytest.raises(ModelError, match=r"the SAE's activations on .* are not finite numbers"):
+        firing(broken, tiny_model, [row(2, 9, 30)], hook_name=HOOK)

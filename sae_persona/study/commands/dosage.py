@@ -30,7 +30,7 @@ from sae_persona.steering.sweep import Arm, EditKind
 from sae_persona.steering.units import Firing, firing, median_norm
 from sae_persona.study.commands.rank import DIRECTIONS, FALLS, FINDINGS, ROWS
 from sae_persona.study.commands.ranked import Findings, NamedLatent
-from sae_persona.study.commands.shared import Sampling, read_record
+from sae_persona.study.commands.shared import Sampling, fingerprint_of, read_record
 from sae_persona.types import Prompt
 
 if TYPE_CHECKING:
@@ -232,6 +232,41 @@ def ranked_latents(ranking: Path, n_top: int, n_bottom: int) -> dict[int, int]:
     rises, falls = (read_jsonl(ranking / name, NamedLatent) for name in (ROWS, FALLS))
     places = {row.latent: row.rank for row in falls[:n_bottom] if row.moved < 0}
     return {row.latent: row.rank for row in rises[:n_top] if row.moved > 0} | places
+
+
+def check_same_sae(ranking: Path, sae_source: str, hook_name: str) -> None:
+    """Raise unless the ranking is of this SAE at this hook: its latents and directions mean nothing elsewhere.
+
+    Raises:
+        IncompatibleError: the folder holds no ranking, or one of another SAE or hook.
+    """
+    _check_ranking(ranking)
+    manifest = read_manifest(ranking)
+    assert manifest is not None
+    if manifest.inputs.get("sae") != fingerprint_of(sae_source):
+        raise IncompatibleError(
+            f"{ranking} ranks the latents of {manifest.config.get('sae')}; expected those of {sae_source}, whose name "
+            "or files differ. Use that SAE, or rank with this one."
+        )
+    if manifest.config.get("hook_name") != hook_name:
+        raise IncompatibleError(
+            f"{ranking} was made at {manifest.config.get('hook_name')}; expected {hook_name}. Rank at this hook."
+        )
+
+
+def check_reach(from_token: int, window: Window, rows: Sequence[TokenRow], max_new_tokens: int) -> None:
+    """Raise where steering from a token on would leave every token of all prompts and answers alone.
+
+    Raises:
+        ConfigError: no row is that long.
+    """
+    longest = max(map(len, rows))
+    written = 0 if window in ("prompt", "header") else max_new_tokens - 1  # no pass reads the last token of an answer
+    if from_token >= longest + written:
+        raise ConfigError(
+            f"steering from token {from_token} on would steer nothing: the longest prompt has {longest} tokens, window "
+            f"{window!r} reaches {longest + written}. Begin earlier."
+        )
 
 
 def _shortlist(ranking: Path) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from sae_persona.steering.edits import check_strengths
 from sae_persona.steering.record import MIN_EFFECT, NO_CARRY_OVER, ScreenedLatent, ScreenFindings
 from sae_persona.steering.screen import Screened, aimed_at, best_dose
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
-from sae_persona.study.commands.dosage import Company, Dosage, Lab, ranked_latents
+from sae_persona.study.commands.dosage import Company, Dosage, Lab, check_same_sae, ranked_latents
 from sae_persona.study.commands.panel import Panel, of_categories
 from sae_persona.study.commands.shared import (
     Progress,
@@ -95,6 +95,8 @@ def screen_latents(
     for latent in candidates:
         latent_direction(sae, latent)  # a latent that is none is found out before a model is loaded
     hook_name = hook_name or hook_name_of(sae)
+    if company.ranking is not None:
+        check_same_sae(company.ranking, sae_source, hook_name)
     model = load_model(source, device=device)
     lab = Lab(model, sae, hook_name, prompts, sampling, dosage, company, batch_size)
     for one in (source, *misaligned):  # a wrong path costs seconds, not an hour

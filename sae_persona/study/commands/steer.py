@@ -10,6 +10,7 @@ from typing import Any
 from sae_persona.artifacts import fingerprint, is_done, new_manifest, write_file, write_folder, write_json
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.data.questions import questions_path, read_questions
+from sae_persona.data.tokens import prompt_row
 from sae_persona.errors import ConfigError
 from sae_persona.evaluation.compare import compare
 from sae_persona.evaluation.model_judge import ModelJudge, Plan, no_plan
@@ -31,7 +32,7 @@ from sae_persona.steering.record import (
 )
 from sae_persona.steering.screen import MAX_ADDED_INCOHERENCE
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
-from sae_persona.study.commands.dosage import Company, Dosage, Lab, groups_of
+from sae_persona.study.commands.dosage import Company, Dosage, Lab, check_reach, check_same_sae, groups_of
 from sae_persona.study.commands.panel import Panel, kept_answers, of_categories
 from sae_persona.study.commands.shared import (
     Progress,
@@ -93,6 +94,10 @@ def steer_model(
         ArtifactError: `out` holds something else, or cannot be written.
     """
     check_strengths(dosage.strengths)
+    if dosage.edit != "clamp" and not any(dosage.strengths):
+        raise ConfigError(
+            "every strength is 0, and so steers nothing. Give others, such as 0.5,1,1.5; 0 is added to them."
+        )
     _check_export(export, dosage)
     company, side_effects = company or Company(), side_effects or SideEffects()
     prompts_file = questions_path(prompts_file)
@@ -109,9 +114,13 @@ def steer_model(
     groups = groups_of(latents)
     for group in groups:
         latent_direction(sae, *group)  # a latent that is none is found out before the model is loaded
-    model = load_model(source, device=device)
     hook_name = hook_name or hook_name_of(sae)
+    if company.ranking is not None:
+        check_same_sae(company.ranking, sae_source, hook_name)
+    model = load_model(source, device=device)
     check_fits(sae, model, hook_name)
+    rows = [prompt_row(prompt, model.tokenizer) for prompt in prompts]
+    check_reach(dosage.from_token, dosage.window, rows, sampling.max_new_tokens)
     lab = Lab(model, sae, hook_name, prompts, sampling, dosage, company, batch_size)
     arms = [*lab.latent_arms(groups), *lab.rival_arms(latents), *lab.control_arms(latents)]
     config = SweepConfig(
