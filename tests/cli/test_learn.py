@@ -96,8 +96,8 @@ def test_a_trained_sae_is_saelenss_and_knows_its_hook(sae: Path) -> None:
     assert sorted(os.listdir(sae)) == ["cfg.json", "manifest.json", "sae_weights.safetensors", "training.jsonl"]
 
 
-def test_training_again_reads_what_is_there_and_other_settings_replace_it(
-    acts: Path, sae: Path, tmp_path: Path, cli: Callable
+def test_training_again_reads_what_is_there_and_other_settings_need_another_folder(
+    acts: Path, sae: Path, tmp_path: Path, cli: Callable, refused: Callable[..., str]
 ) -> None:
     shutil.copytree(sae, tmp_path / "sae")
     first = (tmp_path / "sae" / "cfg.json").stat().st_ino
@@ -105,8 +105,11 @@ def test_training_again_reads_what_is_there_and_other_settings_replace_it(
     cli("train", acts, *same, "--out", tmp_path / "sae")
     assert (tmp_path / "sae" / "cfg.json").stat().st_ino == first
     (tmp_path / "sae.yaml").write_text("d_sae: 32\nk: 4\nn_tokens: 2048\n")
-    cli("train", acts, "--config", tmp_path / "sae.yaml", "--set", "k=2", "--seed", 7, "--out", tmp_path / "sae")
-    manifest = json.loads((tmp_path / "sae" / "manifest.json").read_text())
+    other = ["train", acts, "--config", tmp_path / "sae.yaml", "--set", "k=2", "--seed", 7, "--out"]
+    assert "holds an SAE that was trained otherwise" in refused(*other, tmp_path / "sae")
+    assert (tmp_path / "sae" / "cfg.json").stat().st_ino == first
+    cli(*other, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
     assert (manifest["seed"], manifest["config"]["d_sae"], manifest["config"]["k"]) == (7, 32, 2)
 
 
