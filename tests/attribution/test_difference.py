@@ -136,6 +136,8 @@ def test_other_questions_are_refused() -> None:
     values = np.ones((2, 3))
     with pytest.raises(IncompatibleError, match="question_ids"):
         activation_difference(stats(values), stats(values, questions=("q0", "other")))
+    with pytest.raises(IncompatibleError, match="order of their question_ids"):
+        activation_difference(stats(values), stats(values, questions=("q1", "q0")))
 
 
 def test_a_question_that_one_run_left_unanswered_is_left_out_for_all() -> None:

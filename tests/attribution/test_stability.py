@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attribution.made_up import Fleet
+from attribution.made_up import Fleet, stats_of
 
 from sae_persona.attribution.stability import Match, match_latents, shortlist_stability
 from sae_persona.errors import ConfigError, IncompatibleError
@@ -23,6 +23,19 @@ def test_where_nothing_rose_there_is_no_shortlist_to_find_again() -> None:
     misaligned, controls = Fleet(d_sae=3, noise=0.1).runs(np.random.default_rng(0), raised=-9.0)
     found = shortlist_stability(misaligned, controls, n_resamples=3)
     assert (found.frequency.max(), found.single_prompt) == (0, None)
+
+
+def test_what_differs_by_rounding_is_not_on_the_shortlist_before_what_rose() -> None:
+    """Latent 0 rises by 5 of its spreads, the two others by 50 of theirs, which are a billionth of their activation."""
+    rng = np.random.default_rng(0)
+
+    def runs(n: int, rise: np.ndarray) -> list:
+        spread = np.array([1.0, 1e-9, 1e-9])
+        levels = 1 + spread * rng.normal(size=(n, 3)) + rise
+        return [{("gated", "answer"): stats_of(np.tile(level, (4, 1)))} for level in levels]
+
+    found = shortlist_stability(runs(3, np.array([5, 5e-8, 5e-8])), runs(8, np.zeros(3)), n=1, n_resamples=20)
+    assert found.frequency.tolist() == [1, 0, 0]
 
 
 def test_too_few_runs_are_refused() -> None:
