@@ -43,6 +43,15 @@ Strengths = Annotated[
         help="In median residual norms, or as --unit says; 0 is always among them. Write --strengths=-0.4,0,0.4.",
     ),
 ]
+Sizes = Annotated[
+    tuple,
+    typer.Option(
+        "--strengths",
+        parser=_strengths,
+        metavar="X,Y,...",
+        help="Above zero, in median residual norms or as --unit says: each is added, and subtracted to repair.",
+    ),
+]
 SAE = Annotated[str, typer.Option("--sae", metavar="SAE", help="An SAE folder, or RELEASE:ID of SAELens.")]
 Hook = Annotated[str | None, typer.Option(metavar="HOOK", help="Default: the hook the SAE was trained on.")]
 Scale = Annotated[

@@ -25,6 +25,7 @@ from sae_persona.cli.options import (
     Questions,
     Scale,
     Seed,
+    Sizes,
     Strengths,
     Window,
     tell_plan,
@@ -183,7 +184,7 @@ def steer(
 def screen(
     model: Model,
     sae: SAE,
-    strengths: Strengths,
+    strengths: Sizes,
     prompts: Questions,
     judge: Judge,
     out: Out,
