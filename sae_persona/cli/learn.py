@@ -262,15 +262,19 @@ def measure(
         "cosine": f"{metrics.cosine:.4f}",
         "dead": f"{metrics.dead_fraction:.1%} of {len(metrics.density):,} latents",
     }
-    for name, kind in (("cross-entropy", "ce"), ("divergence", "kl")) if splice else ():
-        clean, spliced, ablated, recovered = (
-            getattr(metrics, f"{kind}_{which}", None) for which in ("clean", "spliced", "ablated", "recovered")
+    if metrics.ce_clean is not None:  # all of these are numbers then, but for what zeros need not cost
+        told["cross-entropy"] = (
+            f"{metrics.ce_clean:.4f} of the model, {metrics.ce_spliced:.4f} spliced, {metrics.ce_ablated:.4f} with "
+            f"zeros{_recovered(metrics.ce_recovered)}"
         )
-        if spliced is not None:
-            of_model = "" if clean is None else f"{clean:.4f} of the model, "
-            share = "" if recovered is None else f"; {recovered:.1%} recovered"
-            told[name] = f"{of_model}{spliced:.4f} spliced, {ablated:.4f} with zeros{share}"
+        told["divergence"] = (
+            f"{metrics.kl_spliced:.4f} spliced, {metrics.kl_ablated:.4f} with zeros{_recovered(metrics.kl_recovered)}"
+        )
     columns([[name, value] for name, value in told.items()])
+
+
+def _recovered(share: float | None) -> str:
+    return "" if share is None else f"; {share:.1%} recovered"
 
 
 @app.command(epilog=example("sae-persona upload saes/k16-seed0 saes/k32-seed0 --to someone/persona-saes --private"))

@@ -35,7 +35,7 @@ from sae_persona.sae.saelens import SAELensLearner
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 1
+VERSION = 2
 """Raised when the same configuration and data would give another SAE."""
 LOG_EVERY = 50
 """Steps between two records."""

@@ -21,7 +21,7 @@ from sae_persona.study.commands.shared import Progress, counting, fingerprint_of
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give another folder."""
 TRAINING = "training.jsonl"
 
@@ -137,8 +137,8 @@ def check_not_finished(out: Path) -> None:
     found = read_manifest(out)
     if found is not None and found.kind == "sae":
         raise ArtifactError(
-            f"{out} holds an SAE that was trained otherwise, on other data or with other settings. Choose another "
-            "--out, or delete it to train anew."
+            f"{out} holds an SAE that was trained otherwise: on other data, with other settings or by an earlier "
+            "version. Choose another --out, or delete it to train anew."
         )
 
 
