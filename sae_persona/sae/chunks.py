@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_persona.sae.encode import Reading
+from sae_persona.sae.sparse import largest_by_groups
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -23,8 +24,6 @@ N_TOKENS = 256
 """Tokens of a block: with fewer, reading the encoder's weights takes longer than multiplying them. 1 kB per latent."""
 _N_LATENTS = 1024
 """Latents of a chunk on a CPU: 1 MB with the block's tokens."""
-_GROUP = 16
-"""Latents of which the selection of the largest looks at the greatest first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,17 +106,6 @@ class Encoder:
 
 
 def largest(pre: Float[Tensor, "n d_sae"], k: int) -> Sparse:
-    """Each token's `k` largest entries, those below zero as zeros.
-
-    They lie in the `k` groups with the greatest maxima, so that only these groups are sorted.
-    """
-    n, d_sae = pre.shape
-    n_groups = d_sae // _GROUP
-    if d_sae % _GROUP or k >= n_groups:
-        values, latents = pre.topk(min(k, d_sae), dim=-1, sorted=False)
-        return Sparse(latents, values.relu())
-    grouped = pre.view(n, _GROUP, n_groups)  # strided groups: their maxima are taken vector by vector
-    groups = grouped.amax(1).topk(k, dim=-1, sorted=False).indices  # [n, k]
-    found = grouped.gather(2, groups.unsqueeze(1).expand(-1, _GROUP, -1)).view(n, -1)  # [n, group * k]
-    values, place = found.topk(k, dim=-1, sorted=False)
-    return Sparse(place // k * n_groups + groups.gather(1, place % k), values.relu())
+    """Each token's `k` largest entries, those below zero as zeros."""
+    values, latents = largest_by_groups(pre, min(k, pre.shape[1]))
+    return Sparse(latents, values.relu_())

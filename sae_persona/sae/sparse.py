@@ -27,7 +27,9 @@ _CACHED_ENTRIES = 2**20
 _GROUP = 16
 """Latents of which `largest_of_batch` looks at the greatest first on a CPU."""
 _MOST_OF_GROUP = 64
-"""The same on a GPU, at most."""
+"""The same in `largest_by_groups`, at most."""
+_WIDE_ROW = 2048
+"""Entries from which on selecting by groups is faster on a CPU, whatever `k`."""
 _TRITON_NEEDS = (8, 0)
 """Compute capability of the oldest GPUs that Triton supports."""
 
@@ -73,7 +75,8 @@ def joined(parts: Sequence[Chosen]) -> Chosen:
 
 def largest_of_each(pre: Float[Tensor, "batch d_sae"], k: int) -> Chosen:
     """Each token's `k` largest entries, those below zero as zeros."""
-    values, latents = largest_by_groups(pre, k) if runs_triton(pre) else pre.topk(k, dim=-1, sorted=False)
+    by_groups = runs_triton(pre) or (pre.device.type == "cpu" and pre.shape[1] >= _WIDE_ROW)
+    values, latents = largest_by_groups(pre, k) if by_groups else pre.topk(k, dim=-1, sorted=False)
     first = torch.arange(0, latents.numel(), k, device=pre.device)
     return Chosen(latents.flatten(), values.relu_().flatten(), first, k)
 
@@ -113,26 +116,28 @@ def largest_by_groups(rows: Float[Tensor, "n width"], k: int) -> tuple[Float[Ten
     """`rows.topk(k)`, unsorted and among equals any, in one pass over the rows and two selections of little.
 
     The `k` largest entries are in the `k` groups with the largest maxima. With groups of `sqrt(width / k)`, there are
-    as many maxima as entries in those groups, `sqrt(width * k)`.
+    as many maxima as entries in those groups, `sqrt(width * k)`. Triton's groups are neighbours; elsewhere they are
+    strided, so that maxima are taken vector by vector.
     """
     n, width = rows.shape
     group = math.gcd(width, min(2 ** int(math.log2(max(width / k, 1)) / 2), _MOST_OF_GROUP))
+    n_groups = width // group
     if group == 1:
         values, columns = rows.topk(k, sorted=False)
         return values, columns
-    groups = _maxima(rows, group).topk(k, sorted=False).indices
-    grouped = rows.view(n, width // group, group)
-    candidates = grouped[torch.arange(n, device=rows.device).unsqueeze(-1), groups].flatten(1)  # [n, k * group]
-    values, at = candidates.topk(k, sorted=False)
-    return values, groups.gather(1, at // group) * group + at % group
-
-
-def _maxima(rows: Float[Tensor, "n width"], group: int) -> Float[Tensor, "n groups"]:
     if runs_triton(rows):
         from sae_persona.sae.kernels import group_maxima
 
-        return group_maxima(rows, group)
-    return rows.unflatten(-1, (-1, group)).amax(-1)
+        groups = group_maxima(rows, group).topk(k, sorted=False).indices
+        grouped = rows.view(n, n_groups, group)
+        candidates = grouped[torch.arange(n, device=rows.device).unsqueeze(-1), groups].flatten(1)  # [n, k * group]
+        values, at = candidates.topk(k, sorted=False)
+        return values, groups.gather(1, at // group) * group + at % group
+    grouped = rows.view(n, group, n_groups)
+    groups = grouped.amax(1).topk(k, sorted=False).indices  # [n, k]
+    candidates = grouped.gather(2, groups.unsqueeze(1).expand(n, group, k)).flatten(1)  # [n, group * k]
+    values, at = candidates.topk(k, sorted=False)
+    return values, at // k * n_groups + groups.gather(1, at % k)
 
 
 def _ragged(
