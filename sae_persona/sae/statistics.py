@@ -43,7 +43,7 @@ class LatentStats:
     variance: Float[np.ndarray, " d_sae"]
     """`mean((a - mean(a))^2)` over tokens."""
     frequency: Float[np.ndarray, " d_sae"]
-    """Share of tokens on which the reading is above zero."""
+    """Share of tokens on which the latent fires (its gated reading is not zero), or its pre-activation is positive."""
     maximum: Float[np.ndarray, " d_sae"]
     question_ids: tuple[str, ...]
     """Questions with at least one such token, in the order in which they were first given."""

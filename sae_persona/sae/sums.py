@@ -39,7 +39,7 @@ class Sums:
         spread = (n_questions if by_question else 1, d_sae)
         self._sums = torch.zeros(n_questions, d_sae, dtype=torch.float64, device=device)
         self._squares = torch.zeros(spread, dtype=torch.float64, device=device)
-        self._n_positive = torch.zeros(spread, dtype=torch.int32, device=device)
+        self._n_firing = torch.zeros(spread, dtype=torch.int32, device=device)
         self._maximum = torch.full(spread, -torch.inf, device=device)
         self._centre = torch.zeros(d_sae, device=device)
         self._n_centred = 0  # pieces of the first block come in the order of latents
@@ -62,8 +62,9 @@ class Sums:
             part = values[tokens]
             maximum = self._maximum[group, latents]
             torch.maximum(maximum, part.amax(0), out=maximum)
-            positive = torch.gt(part, 0, out=torch.empty_like(part))  # summing truth values takes three times longer
-            self._n_positive[group, latents] += positive.sum(0).int()
+            # Absolute TopK lets what is below zero fire too. Summing truth values takes three times longer.
+            fires = (torch.ne if piece.reading == "gated" else torch.gt)(part, 0, out=torch.empty_like(part))
+            self._n_firing[group, latents] += fires.sum(0).int()
             self._squares[group, latents] += (part - self._centre[latents]).square_().sum(0)
 
     def _add_sparse(self, piece: Sparse, segments: Sequence[Segment]) -> None:
@@ -77,7 +78,7 @@ class Sums:
         exact = values.double()
         self._sums.view(-1).index_add_(0, of_question, exact)
         self._squares.view(-1).index_add_(0, of_group, exact.square())
-        self._n_positive.view(-1).index_add_(0, of_group, (values > 0).int())
+        self._n_firing.view(-1).index_add_(0, of_group, (values > 0).int())
         self._maximum.view(-1).scatter_reduce_(0, of_group, values, "amax")
 
     def mean(self, n_tokens: Int[Tensor, " n_questions"]) -> Float[np.ndarray, " d_sae"]:
@@ -95,7 +96,7 @@ class Sums:
     def spread(self, n_tokens: Int[Tensor, " n_questions"]) -> Spread:
         """Over all tokens."""
         n, mean = int(n_tokens.sum()), self._sums.sum(0) / int(n_tokens.sum())
-        return _spread(self._squares.sum(0), self._n_positive.sum(0), self._maximum.amax(0), mean - self._centre, n)
+        return _spread(self._squares.sum(0), self._n_firing.sum(0), self._maximum.amax(0), mean - self._centre, n)
 
     def spreads(self, n_tokens: Int[Tensor, " n_questions"]) -> Spread | None:
         """Of every question that has tokens, in float32; None where they were not kept."""
@@ -106,11 +107,11 @@ class Sums:
         for row, question in enumerate(asked):
             n = int(n_tokens[question])
             off_centre = self._sums[question] / n - self._centre
-            one = _spread(self._squares[question], self._n_positive[question], self._maximum[question], off_centre, n)
+            one = _spread(self._squares[question], self._n_firing[question], self._maximum[question], off_centre, n)
             found.variance[row], found.frequency[row], found.maximum[row] = one.variance, one.frequency, one.maximum
         return found
 
 
-def _spread(squares: Tensor, n_positive: Tensor, maximum: Tensor, off_centre: Tensor, n: int) -> Spread:
+def _spread(squares: Tensor, n_firing: Tensor, maximum: Tensor, off_centre: Tensor, n: int) -> Spread:
     variance = (squares / n - off_centre.square()).clamp(min=0)
-    return Spread(*(values.cpu().double().numpy() for values in (variance, n_positive / n, maximum)))
+    return Spread(*(values.cpu().double().numpy() for values in (variance, n_firing / n, maximum)))

@@ -84,6 +84,14 @@ def test_one_pass_gives_what_all_activations_at_once_give(
         np.testing.assert_allclose(found.maximum_per_question[i], a[mine].max(0), **close)
 
 
+@pytest.mark.parametrize(("reading", "frequency"), [("gated", [2 / 3, 1 / 3]), ("pre_activation", [0, 1 / 3])])
+def test_a_latent_that_is_let_through_below_zero_fires(reading: str, frequency: list[float]) -> None:
+    sums = Sums(1, 2, torch.device("cpu"), by_question=False)
+    values = torch.tensor([[-1.0, 0], [0, 2], [-3, 0]])  # as Absolute TopK does
+    sums.add(Dense(reading, slice(0, 2), values), [(0, slice(0, 3))])  # pyright: ignore
+    np.testing.assert_allclose(sums.spread(torch.tensor([3])).frequency, frequency)
+
+
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_neither_batches_nor_blocks_change_the_numbers(
     sae: "TopKSAE", tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch, batch_size: int
