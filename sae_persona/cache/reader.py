@@ -94,6 +94,11 @@ class ActivationCache:
         """The hooks whose activations are stored."""
         return tuple(self.hooks)
 
+    @property
+    def context_size(self) -> int:
+        """Tokens of the longest document, as the model read it."""
+        return int(self.positions.max(initial=-1)) + 1
+
     def of_model(self, name: str) -> "ActivationCache":
         """One of several models, under plain hook names; tokens and mask are those of all.
 

@@ -28,6 +28,11 @@ class ActivationSource(Protocol):
         """The hooks there are."""
         ...
 
+    @property
+    def context_size(self) -> int:
+        """Tokens of the longest document, as the model read it."""
+        ...
+
     def d_in(self, hook_name: str) -> int:
         """Width of the activations at a hook."""
         ...

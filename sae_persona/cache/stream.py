@@ -98,6 +98,11 @@ class ActivationStream:
         """The hooks that are computed, after `MODEL/` where there are several models."""
         return tuple(self.statistics)
 
+    @property
+    def context_size(self) -> int:
+        """Tokens of the longest document, as the model reads it."""
+        return int(self.task.rows.lengths.max())
+
     def d_in(self, hook_name: str) -> int:
         """Width of the activations at a hook."""
         return len(self._hook(hook_name).moments.mean)

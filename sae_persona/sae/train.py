@@ -205,8 +205,14 @@ class _Course:
     def finished(self) -> "SAE":
         """The SAE of raw activations."""
         made_of = {"config": self.job.config.model_dump(), "cache": self._cache.manifest.fingerprint}
-        names = {"model_name": self._cache.model, "hook_name": self.job.hook_name}
-        return self.learner.folded(self._centring, {**names, "prepend_bos": False, "sae_persona": made_of})
+        metadata = {
+            "model_name": self._cache.model,
+            "hook_name": self.job.hook_name,
+            "context_size": self._cache.context_size,
+            "prepend_bos": False,
+            "sae_persona": made_of,
+        }
+        return self.learner.folded(self._centring, metadata)
 
 
 def _learner(d_in: int, job: Job, device: torch.device, centring: Centring, ranks: Ranks) -> "Learner | SAELensLearner":

@@ -56,6 +56,7 @@ def test_a_trained_sae_says_how_it_was_trained(
     assert torch.equal(loaded(X[:, :4]), trained(X[:, :4]))
     assert hook_name_of(loaded) == HOOK
     assert loaded.cfg.metadata.model_name == "planted"
+    assert loaded.cfg.metadata.context_size == cache.positions.max() + 1
     assert TrainConfig(**loaded.cfg.metadata.sae_persona["config"]) == config
     assert loaded.cfg.metadata.sae_persona["cache"] == cache.manifest.fingerprint
     assert read_manifest(tmp_path / "sae") == manifest
