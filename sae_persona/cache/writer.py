@@ -129,7 +129,7 @@ def _begin(partial: Path, task: WritingTask, manifest: Manifest, batches: Sequen
         free := shutil.disk_usage(partial.parent).free
     ):
         raise ArtifactError(
-            f"{partial} will take {needed / 1e9:,.2f} GB, and {partial.parent} has {free / 1e9:,.2f} GB left. "
+            f"{partial} will take {needed / 1e6:,.1f} MB, and {partial.parent} has {free / 1e6:,.1f} MB left. "
             "Free some space, choose another --out, or store fewer hooks or a shorter dtype."
         )
     new = partial.with_name(f"{partial.name}.new")
