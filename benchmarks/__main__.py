@@ -2,7 +2,8 @@
 
 A section is a file `benchmarks/NAME.py`: a docstring whose first line says what is measured, and a function
 `run() -> Iterable[Mapping[str, object]]` that yields one row of its table at a time; one that can measure a GPU too has
-`run(device)`. The rows are also written to `runs/bench/NAME.json`, of a GPU to `runs/bench/NAME-cuda.json`.
+`run(device)`. Every row is told on stderr as it comes, and all so far are in `runs/bench/NAME.json`, of a GPU in
+`runs/bench/NAME-cuda.json`, so that a section that is stopped leaves what it has measured.
 """
 
 import argparse
@@ -34,8 +35,12 @@ def as_table(rows: Iterable[Mapping[str, object]]) -> Table:
         if i == 0:
             for column in row:
                 table.add_column(column)
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*as_cells(row))
     return table
+
+
+def as_cells(row: Mapping[str, object]) -> list[str]:
+    return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
 
 
 def setting(device: str) -> dict[str, object]:
@@ -89,9 +94,12 @@ def main(arguments: list[str]) -> int:
         sections = {name: section for name, section in sections.items() if name not in for_cpu}
     for name, section in sections.items():
         print(f"{name}: {(section.__doc__ or '').partition(chr(10))[0]}")
-        rows = list(section.run(options.device) if takes_device(section) else section.run())
+        rows: list[Mapping[str, object]] = []
+        for row in section.run(options.device) if takes_device(section) else section.run():
+            rows.append(row)
+            write_rows(name, rows, options.device)
+            print("  ", *as_cells(row), sep=" | ", file=sys.stderr)
         Console().print(as_table(rows))
-        write_rows(name, rows, options.device)
     return 0
 
 

@@ -6,10 +6,12 @@ round, `low` and `high` its extremes. In the half-dead case every other latent i
 the auxiliary loss is at work; the encoder's product alone is what no step can go below. Quality is on planted data
 after the same tokens, over three seeds, ours at the default learning rate, each rival at the one of four that has the
 highest mean FVE on the very tokens it is shown on; once more from a start at which half of the latents are silent.
+Where the processor multiplies bfloat16 (AVX512-BF16, AMX), ours select in it as well, and SAELens runs under its
+autocast as well; sparsify's autocast is for CUDA only.
 
 With `--device cuda` the same at that size and at those of Gemma 2 2B and Qwen2.5 7B, one trainer after the other, since
-they need its memory; SAELens also under its autocast, sparsify with TF32 as its trainer sets it. Quality there is on
-wider planted data, from the usual start.
+they need its memory; sparsify with TF32 as its trainer sets it. Quality there is on wider planted data, from the usual
+start.
 
 EleutherAI's sparsify takes part where `eai-sparsify` is installed.
 """
@@ -130,7 +132,7 @@ def timed(device: torch.device) -> Iterator[list[float]]:
 
 def trainers(z: Float[Tensor, "batch d_in"], size: Size, *, half_dead: bool) -> dict[str, Callable[[], Step]]:
     """By name, what makes a trainer and gives its step."""
-    device, on_gpu = z.device, z.is_cuda
+    device, has_bfloat16 = z.device, multiplies_bfloat16(z.device)
 
     def ours(change: Mapping[str, Any]) -> Step:
         learner = Learner.begin(size.d_in, size.config(**change), device)
@@ -160,21 +162,29 @@ def trainers(z: Float[Tensor, "batch d_in"], size: Size, *, half_dead: bool) -> 
 
     makers: dict[str, Callable[[], Step]] = {}
     for architecture in ("topk", "batchtopk"):
-        for select_in in ("float32", "bfloat16") if on_gpu else ("float32",):
+        for select_in in ("float32", "bfloat16") if has_bfloat16 else ("float32",):
             for aux_tokens in (None, 512) if half_dead else (None,):
                 change = {"architecture": architecture, "select_in": select_in, "aux_tokens": aux_tokens}
-                made_so = f", {select_in} selection" * on_gpu + (f", aux_tokens {aux_tokens}" if aux_tokens else "")
+                made_so = f", {select_in} selection" * has_bfloat16 + f", aux_tokens {aux_tokens}" * bool(aux_tokens)
                 makers[f"sae_persona {architecture}{made_so}"] = partial(ours, change)
     sparse = {"use_sparse_activations": True, "rescale_acts_by_decoder_norm": False}
-    for autocast in (False, True) if on_gpu else (False,):
+    for autocast in (False, True) if has_bfloat16 else (False,):
         made_so = ", autocast" if autocast else ""
         makers[f"{BASELINE}{made_so}"] = partial(saelens, {}, autocast=autocast)
         makers[f"SAELens sparse{made_so}"] = partial(saelens, sparse, autocast=autocast)
     for optimiser in OPTIMISERS if _sparsify.is_installed() else ():
         makers[f"sparsify {optimiser}"] = partial(sparsify, optimiser)
-    for dtype in (torch.float32, torch.bfloat16) if on_gpu else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,):
         makers[f"the encoder's product alone, {str(dtype).removeprefix('torch.')}"] = partial(encoders_product, dtype)
     return makers
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """True = products in bfloat16 are faster than in float32."""
+    if device.type == "cuda":
+        return True
+    known = torch.cpu.get_capabilities()
+    return known.get("avx512_bf16", False) or known.get("amx_bf16", False)
 
 
 def saelens_topk(
@@ -256,7 +266,7 @@ def learned(
     )
     few = batch // 8
     variants = {"": {}, f", aux_tokens {few}": {"aux_tokens": few}, ", no auxiliary loss": {"aux_coefficient": 0.0}}
-    if device.type == "cuda":
+    if multiplies_bfloat16(device):
         variants[", bfloat16 selection"] = {"select_in": "bfloat16"}
     ours = {
         f"sae_persona topk{name}": Learner.begin(width, config.model_copy(update=change), device)
