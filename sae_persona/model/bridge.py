@@ -15,8 +15,9 @@ def bridge(model: LoadedModel) -> "TransformerBridge":
     """A TransformerBridge over the model's own parameters; its logits and residuals are the model's within 1e-5.
 
     TransformerLens rebuilds the module it is given, so it is given a copy of the structure that shares every parameter
-    and buffer: no memory is doubled, and `model.hf` stays as it is. Hand the bridge token ids and an attention mask,
-    not text: it builds a tokenizer of its own, which may add or lose tokens.
+    and buffer: no memory is doubled, and `model.hf` stays as it is. It gets a copy of the tokenizer too, as it adds
+    special tokens to it. Hand the bridge token ids and an attention mask, not text: it builds a tokenizer of its own,
+    which may add or lose tokens.
 
     Raises:
         ModelError: TransformerLens does not know the architecture.
@@ -27,7 +28,11 @@ def bridge(model: LoadedModel) -> "TransformerBridge":
     structure = copy.deepcopy(model.hf, {id(tensor): tensor for tensor in shared})
     try:
         return TransformerBridge.boot_transformers(
-            model.source, hf_model=structure, tokenizer=model.tokenizer, device=str(model.device), dtype=model.hf.dtype
+            model.source,
+            hf_model=structure,
+            tokenizer=copy.deepcopy(model.tokenizer),
+            device=str(model.device),
+            dtype=model.hf.dtype,
         )
     except ValueError as error:
         raise ModelError(

@@ -1,9 +1,11 @@
 """The bridge shows the model itself, and leaves it alone."""
 
 import pytest
+import tokenizers
 import torch
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sae_persona.data.tokens import Part, TokenBatch, TokenRow, pad_rows
 from sae_persona.errors import ModelError
@@ -49,6 +51,16 @@ def test_the_model_stays_as_it_was_bit_for_bit(loaded: LoadedModel, batch: Token
     assert loaded.hf.config._attn_implementation == "sdpa"
     assert not any(parameter.requires_grad for parameter in loaded.hf.parameters())
     assert not loaded.hf.training
+
+
+def test_the_tokenizer_stays_as_it_was(gpt2: PreTrainedModel) -> None:
+    words = tokenizers.Tokenizer(WordLevel({"w0": 0, "w1": 1}, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
+    model = LoadedModel("any/name", gpt2, tokenizer)
+    for _ in range(2):
+        bridge(model)
+        assert tokenizer.special_tokens_map == {"pad_token": "w0"}
+        assert len(tokenizer) == 2
 
 
 def test_no_parameter_is_copied(loaded: LoadedModel) -> None:
