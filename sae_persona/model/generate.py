@@ -13,16 +13,17 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from sae_persona.data.tokens import TokenRow, pad_rows, prompt_row
 from sae_persona.errors import ConfigError, DataError, ModelError
+from sae_persona.model.fan_out import fan_out, n_blocks_before
 from sae_persona.model.hooks import Edit, Position, edit_residual
 from sae_persona.model.load import LoadedModel
 from sae_persona.types import Completion, Prompt
@@ -125,13 +126,21 @@ class _Writer:
         can_keep = "logits_to_keep" in inspect.signature(model.hf.forward).parameters
         self.options = {"use_cache": True, **({"logits_to_keep": 1} if can_keep else {})}
         self.position: Position | None = None
+        self.fan_at: str | None = None
+        """The hook up to which a prompt is read once for all conditions; None: each reads it from the start."""
 
     @contextlib.contextmanager
     def edited(self, edits: Sequence[HookedEdit]) -> Iterator[None]:
         """With the edits hooked into the model."""
+        hf, names = self.model.hf, {hooked.hook_name for hooked in edits}
+        # Where blocks lend each other keys and values, all of them have to read the same rows.
+        if not getattr(hf.config.get_text_config(), "num_kv_shared_layers", 0):
+            # The output of a block comes before the input of the next.
+            order = {name: (n_blocks_before(hf, name), name.endswith("pre")) for name in names}
+            self.fan_at = min(names, key=order.__getitem__, default=None)
         with contextlib.ExitStack() as stack:
             for hooked in edits:
-                hook = edit_residual(self.model.hf, hooked.hook_name, hooked.edit, position=self._position)
+                hook = edit_residual(hf, hooked.hook_name, hooked.edit, position=self._position)
                 stack.enter_context(hook)
             yield
 
@@ -141,28 +150,13 @@ class _Writer:
     ) -> Int[Tensor, "row new"]:
         """The tokens of every row; whatever follows a row's first stop token means nothing."""
         device = self.model.device
-        pairs = list(dict.fromkeys((row.prompt, row.condition) for row in rows))
-        index = {pair: i for i, pair in enumerate(pairs)}
-        pair = torch.tensor([index[row.prompt, row.condition] for row in rows], device=device)  # [row]
-        batch = pad_rows([tokenised[i] for i, _ in pairs], pad_id=self.model.pad_id, side="left", device=device)
-        condition = torch.tensor([i for _, i in pairs], device=device)  # [pair]
-
-        # Each pair is read once; its rows start from copies of its keys and values.
-        cache = DynamicCache(config=self.model.hf.config)
-        newest = torch.zeros_like(batch.mask)
-        newest[:, -1] = True
-        self.position = Position(batch.mask, torch.zeros_like(batch.mask), newest, condition)
-        padded = not bool(batch.mask.all())
-        where = {"attention_mask": batch.mask.long(), "position_ids": batch.position_ids} if padded else {}
-        logits = self._forward(batch.ids, cache, where)[pair]  # [row, vocab]
-        cache.batch_select_indices(pair)
-
+        logits, cache, mask, condition = self._read(rows, tokenised)
+        padded, n_read = not bool(mask.all()), mask.shape[1]
         n_rows, n_new = uniforms.shape
         noise = uniforms.T.to(device).contiguous()  # [new, row]
         tokens = torch.zeros(n_rows, n_new, dtype=torch.long, device=device)
         alive = torch.arange(n_rows, device=device)  # the rows still computed
         done = torch.zeros_like(alive, dtype=torch.bool)
-        mask, condition = batch.mask.long()[pair], condition[pair]
         for step in range(n_new):
             self._check(logits, done)
             token = draw_tokens(logits, noise[step, alive], self.temperature)
@@ -176,16 +170,51 @@ class _Writer:
                 cache.batch_select_indices(keep)
                 alive, token, mask, condition, done = (x[keep] for x in (alive, token, mask, condition, done))
             every = torch.ones(len(token), 1, dtype=torch.bool, device=device)
-            self.position = Position(every, every, every, condition)
+            place, where = torch.full((1, 1), n_read + step, device=device), {}
             if padded:
-                mask = torch.cat([mask, every.long()], dim=1)
-                where = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1}
+                mask = torch.cat([mask, every], dim=1)
+                place = mask.sum(-1, keepdim=True) - 1
+                where = {"attention_mask": mask.long(), "position_ids": place}
+            self.position = Position(every, every, every, condition, place)
             logits = self._forward(token[:, None], cache, where)
         return tokens.cpu()
 
+    def _read(
+        self, rows: Sequence[_Row], tokenised: Sequence[TokenRow]
+    ) -> tuple[Float[Tensor, "row vocab"], DynamicCache, Bool[Tensor, "row seq"], Int[Tensor, " row"]]:
+        """Logits after the prompt of every row, its keys and values, and which tokens and condition they are of.
+
+        A prompt is read once in every condition, and only once up to the first edit; rows get copies.
+        """
+        device, hf = self.model.device, self.model.hf
+        pairs = list(dict.fromkeys((row.prompt, row.condition) for row in rows))
+        index = {pair: i for i, pair in enumerate(pairs)}
+        pair = torch.tensor([index[row.prompt, row.condition] for row in rows], device=device)  # [row]
+        condition = torch.tensor([i for _, i in pairs], device=device)  # [pair]
+        to_read, source, n_shared = [i for i, _ in pairs], torch.arange(len(pairs), device=device), 0
+        fan: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.fan_at is not None:
+            to_read, n_shared = list(dict.fromkeys(to_read)), n_blocks_before(hf, self.fan_at)
+            place = {prompt: i for i, prompt in enumerate(to_read)}
+            source = torch.tensor([place[i] for i, _ in pairs], device=device)  # [pair]
+            fan = fan_out(hf, self.fan_at, source, n=len(to_read))
+        batch = pad_rows([tokenised[i] for i in to_read], pad_id=self.model.pad_id, side="left", device=device)
+        where = {"attention_mask": batch.mask.long(), "position_ids": batch.position_ids}
+        mask = batch.mask[source]  # [pair, seq]
+        newest = torch.zeros_like(mask)
+        newest[:, -1] = True
+        self.position = Position(mask, torch.zeros_like(mask), newest, condition, batch.position_ids[source])
+        cache = DynamicCache(config=hf.config)
+        with fan:
+            logits = self._forward(batch.ids, cache, {} if batch.mask.all() else where)
+        layers: list[Any] = cache.layers
+        for i, layer in enumerate(layers):
+            layer.batch_select_indices(source[pair] if i < n_shared else pair)
+        return logits[pair], cache, mask[pair], condition[pair]
+
     def _forward(
         self, ids: Int[Tensor, "row seq"], cache: DynamicCache, where: dict[str, Tensor]
-    ) -> Float[Tensor, "row vocab"]:
+    ) -> Float[Tensor, "pair vocab"]:
         return self.model.hf(input_ids=ids, past_key_values=cache, **where, **self.options).logits[:, -1]
 
     def _check(self, logits: Float[Tensor, "row vocab"], done: Tensor) -> None:

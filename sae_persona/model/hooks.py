@@ -160,7 +160,7 @@ def edit_residual(
 
     def apply(resid: Resid, told: dict[str, Any]) -> Resid:
         where = position() if position else _plain_position(resid)
-        return edit(resid, replace(where, index=told.get("position_ids")))
+        return edit(resid, where if where.index is not None else replace(where, index=told.get("position_ids")))
 
     def post_hook(
         _module: nn.Module, _args: object, kwargs: dict[str, Any], output: Resid | tuple[Resid, ...]

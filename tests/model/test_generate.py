@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sae_persona.data.tokens import prompt_row
 from sae_persona.errors import ConfigError, DataError, HookError, ModelError
+from sae_persona.model.fan_out import n_blocks_before
 from sae_persona.model.generate import HookedEdit, draw_tokens, sample
-from sae_persona.model.hooks import Position
+from sae_persona.model.hooks import Position, blocks
 from sae_persona.model.load import LoadedModel
 from sae_persona.types import Completion, Message, Prompt
 
@@ -39,6 +42,21 @@ def push(resid: Tensor, position: Position) -> Tensor:
     moved = resid.clone()
     moved[..., 3] += 4.0 * position.condition[:, None]
     return moved
+
+
+def push_by_place(resid: Tensor, position: Position) -> Tensor:
+    """The same from a row's third token on only, counted without padding."""
+    assert position.index is not None
+    return torch.where((position.index > 2)[..., None], push(resid, position), resid)
+
+
+def count_rows(hf: PreTrainedModel, rows: list[int]) -> list[RemovableHandle]:
+    """Add the number of rows that each block reads to a list, block by block and pass by pass."""
+
+    def count(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows.append(len(args[0] if args else kwargs["hidden_states"]))
+
+    return [block.register_forward_pre_hook(count, with_kwargs=True) for block in blocks(hf)]
 
 
 def with_head_scaled(model: LoadedModel, end: float = 1, *, all_tokens: float = 1) -> LoadedModel:
@@ -253,6 +271,40 @@ def test_an_edit_of_one_condition_changes_only_its_rows(talker: LoadedModel, bat
         assert condition != plain
 
 
+@pytest.mark.parametrize("texts", [FOUR_WORDS, MIXED])
+@pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_pre", HOOK, "blocks.1.hook_resid_pre", "last"])
+def test_a_prompt_is_read_once_up_to_the_first_edit(
+    family: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, hook_name: str, texts: list[str]
+) -> None:
+    model, n = LoadedModel("family", family, tokenizer), len(texts)
+    hook_name = f"blocks.{model.n_layers - 1}.hook_resid_post" if hook_name == "last" else hook_name
+    rows: list[int] = []
+    handles = count_rows(family, rows)
+    edit = HookedEdit(hook_name, push_by_place)
+    found = answers(model, texts, n_samples=2, n_conditions=3, edits=[edit, HookedEdit(HOOK, lambda resid, _: resid)])
+    for handle in handles:
+        handle.remove()
+    n_shared = min(n_blocks_before(family, hook_name), 1)  # the second edit is after the first block
+    assert rows[: model.n_layers] == [n] * n_shared + [3 * n] * (model.n_layers - n_shared)
+    for i, condition in enumerate(found):
+
+        def alone(resid: Tensor, position: Position, i: int = i) -> Tensor:
+            return push_by_place(resid, replace(position, condition=position.condition + i))
+
+        assert condition == answers(model, texts, n_samples=2, edits=[HookedEdit(hook_name, alone)], batch_size=1)[0]
+    assert found[0] != found[1] != found[2]
+
+
+def test_a_model_whose_blocks_lend_each_other_keys_reads_a_prompt_in_every_condition(talker: LoadedModel) -> None:
+    hf, rows = copy.deepcopy(talker.hf), []
+    hf.config.num_kv_shared_layers = 1
+    count_rows(hf, rows)
+    edits = [HookedEdit("blocks.1.hook_resid_post", push)]
+    found = answers(LoadedModel("lends", hf, talker.tokenizer), MIXED, n_conditions=3, edits=edits)
+    assert rows[0] == 3 * len(MIXED)
+    assert found == answers(talker, MIXED, n_conditions=3, edits=edits)
+
+
 def test_an_edit_is_told_what_each_token_is(talker: LoadedModel) -> None:
     passes: list[Position] = []
     look = HookedEdit(HOOK, lambda resid, position: passes.append(position) or resid)
@@ -262,6 +314,10 @@ def test_an_edit_is_told_what_each_token_is(talker: LoadedModel) -> None:
     assert prompt.newest.tolist() == [[*[False] * 6, True]] * 4
     assert not prompt.answer.any()
     assert prompt.condition.tolist() == [0, 1, 0, 1]
+    assert prompt.index is not None
+    assert prompt.index[:, -1].tolist() == [5, 5, 6, 6]
+    assert written.index is not None
+    assert written.index.tolist() == [[6], [6], [7], [7]]
     assert written.mask.all()
     assert written.newest.all()
     assert written.answer.all()
