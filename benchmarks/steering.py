@@ -1,15 +1,20 @@
 """Steered sampling against unsteered Hugging Face, TransformerLens in both forms, and sweeps against loops.
 
-All write the same number of tokens after the same prompts from the same weights, in turn, round after round; `ratio`
-is the median over rounds of our tokens per second over the rival's in the same round, `low` and `high` its extremes.
-Rivals sample from the whole vocabulary, as we do. `greedy agrees` is the share of rows whose greedy tokens are those of
-a rival under the same steering; Hugging Face with a hook must agree on every row. A sweep is 11 strengths of 6
-directions, strength 0 shared. The last row is the resident memory after 200 sweeps less that after 20.
+Everyone goes from chat messages to text with the same weights, in turn, round after round; `ratio` is the median over
+rounds of our tokens per second over the rival's in the same round, `low` and `high` its extremes. Rivals sample from
+the whole vocabulary, as we do. In the first rows everyone writes as many tokens after as many prompts; `greedy agrees`
+is the share of rows whose greedy tokens are those of a rival under the same steering, and Hugging Face with a hook must
+agree on every row. *Answers* are drawn as an evaluation draws them: several to a prompt, each as long as it comes out
+(one token in 25 ends it), and only the tokens of answers count. A sweep is 11 strengths of 6 directions, strength 0
+shared. The last row is the resident memory after 200 sweeps less that after 20.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +36,28 @@ WORLD = Path(__file__).parents[1] / "checkpoints/persona_world/aligned"
 SHAPES = {"Llama 256 x 6": (256, 6, 4096), "Llama 512 x 8": (512, 8, 4096)}
 """Width, blocks, vocabulary."""
 N_ROWS, N_PROMPT, N_NEW = 32, 16, 32
+N_ASKED, N_ANSWERS, N_ANSWER, N_PER_END = 16, 8, 64, 25
+"""Prompts that are answered, answers to each, tokens of an answer at most, and tokens of which one ends it."""
 N_ROUNDS = 7
 STRENGTH = 3.0
 N_ARMS, STRENGTHS = 6, tuple(s / 10 for s in range(-10, 11, 2))
 N_SWEPT, N_SWEPT_NEW, N_SWEEP_ROUNDS = 4, 12, 3
 """Prompts of a sweep, tokens of an answer, rounds."""
 N_SWEEPS = 200
-Make = Callable[[], object]
+Make = Callable[[], int]
+"""Writes, and tells how many tokens."""
+Generate = Callable[[float], list[str]]
+"""The answers at a temperature."""
 
 
 def run() -> Iterator[Mapping[str, object]]:
     cases = {name: random_llama(*shape) for name, shape in SHAPES.items()}
+    answered = {name: ending(model) for name, model in cases.items()}
     cases["the committed world"] = without_end(AutoModelForCausalLM.from_pretrained(WORLD, dtype=torch.float32))
     for name, model in cases.items():
         yield from sampling(name, model)
+    for name, model in answered.items():
+        yield from answering(name, model)
     for name, model in cases.items():
         yield from sweeping(name, model)
     yield memory(cases["the committed world"])
@@ -52,74 +65,91 @@ def run() -> Iterator[Mapping[str, object]]:
 
 def sampling(case: str, model: LoadedModel) -> Iterator[dict[str, object]]:
     """One row per rival and way of drawing."""
-    ids = random_ids(model, N_ROWS)
+    prompts = random_prompts(model, N_ROWS)
     hook_name = f"blocks.{model.n_layers // 2}.hook_resid_post"
     edit = AddDirection(random_direction(model, 0), STRENGTH)
-    ours = lambda temperature: written(model, ids, [HookedEdit(hook_name, edit)], temperature)  # noqa: E731
-    rivals = generators(model, ids, hook_name, edit)
+    ours = lambda temperature: written(model, prompts, [HookedEdit(hook_name, edit)], temperature)  # noqa: E731
+    rivals = generators(model, prompts, hook_name, edit, n_new=N_NEW)
     expected = ours(0.0)
-    assert torch.equal(expected, rivals["HF generate, steered"](0.0)), "Hugging Face writes other tokens"
-    assert torch.equal(written(model, ids, [], 0.0), rivals["HF generate, unsteered"](0.0))
-    agrees = {name: float((make(0.0) == expected).all(-1).float().mean()) for name, make in rivals.items()}
+    assert expected == rivals["HF generate, steered"](0.0), "Hugging Face writes other tokens"
+    assert written(model, prompts, [], 0.0) == rivals["HF generate, unsteered"](0.0)
     for temperature, way in ((0.0, "greedy"), (1.0, "sampled")):
-        makes = {name: (lambda make=make, t=temperature: make(t)) for name, make in rivals.items()}
-        for name, found in against(lambda t=temperature: ours(t), makes, N_ROWS * N_NEW, N_ROUNDS).items():
-            share = "" if "unsteered" in name else f"{agrees[name]:.0%}"
+        makes = {name: (lambda make=make, t=temperature: n_words(make(t))) for name, make in rivals.items()}
+        for name, found in against(lambda t=temperature: n_words(ours(t)), makes, N_ROUNDS).items():
+            pairs = zip(rivals[name](0.0), expected, strict=True)
+            share = "" if "unsteered" in name else f"{statistics.mean(a == b for a, b in pairs):.0%}"
             yield {"case": f"{case}, {way}", "rival": name, **found, "greedy agrees": share}
+
+
+def answering(case: str, model: LoadedModel) -> Iterator[dict[str, object]]:
+    """One row per rival."""
+    prompts = random_prompts(model, N_ASKED)
+    hook_name = f"blocks.{model.n_layers // 2}.hook_resid_post"
+    edit = AddDirection(random_direction(model, 0), STRENGTH)
+    options = {"n_samples": N_ANSWERS, "n_new": N_ANSWER}
+
+    def ours() -> int:
+        return n_words(written(model, prompts, [HookedEdit(hook_name, edit)], 1.0, **options))
+
+    each = [prompt for prompt in prompts for _ in range(N_ANSWERS)]
+    rivals = generators(model, each, hook_name, edit, n_new=N_ANSWER)
+    makes = {name: (lambda make=make: n_words(make(1.0))) for name, make in rivals.items()}
+    for name, found in against(ours, makes, N_ROUNDS).items():
+        yield {"case": f"{case}, answers", "rival": name, **found, "greedy agrees": ""}
 
 
 def sweeping(case: str, model: LoadedModel) -> Iterator[dict[str, object]]:
     """One sweep against its arms and strengths one at a time, by us and by Hugging Face with hooks."""
-    ids = random_ids(model, N_SWEPT)
+    prompts = random_prompts(model, N_SWEPT)
     hook_name = f"blocks.{model.n_layers // 2}.hook_resid_post"
     directions = [random_direction(model, i) for i in range(N_ARMS)]
     edits = [AddDirection(one, STRENGTH * s) for one in directions for s in STRENGTHS]
+    n_tokens = len(edits) * N_SWEPT * N_SWEPT_NEW
 
-    def fused() -> None:
-        swept(model, ids, hook_name, directions)
+    def fused() -> int:
+        swept(model, prompts, hook_name, directions)
+        return n_tokens
 
-    def one_at_a_time() -> None:
-        for edit in edits:
-            written(model, ids, [HookedEdit(hook_name, edit)], 1.0, n_new=N_SWEPT_NEW)
+    def one_at_a_time() -> int:
+        hooked = [[HookedEdit(hook_name, edit)] for edit in edits]
+        return sum(n_words(written(model, prompts, one, 1.0, n_new=N_SWEPT_NEW)) for one in hooked)
 
-    def hugging_face() -> None:
-        for edit in edits:
-            with steer(model, hook_name, edit):
-                model.hf.generate(ids, **hf_options(1.0, N_SWEPT_NEW))
+    def hugging_face() -> int:
+        makes = [generators_of_hf(model, prompts, hook_name, edit, n_new=N_SWEPT_NEW) for edit in edits]
+        return sum(n_words(make["HF generate, steered"](1.0)) for make in makes)
 
     makes = {"our sampler, one at a time": one_at_a_time, "HF generate with hooks, one at a time": hugging_face}
-    n_tokens = len(edits) * N_SWEPT * N_SWEPT_NEW
-    for name, found in against(fused, makes, n_tokens, N_SWEEP_ROUNDS).items():
+    for name, found in against(fused, makes, N_SWEEP_ROUNDS).items():
         yield {"case": f"{case}, sweep of {len(STRENGTHS)} x {N_ARMS}", "rival": name, **found, "greedy agrees": ""}
 
 
 def memory(model: LoadedModel) -> dict[str, object]:
     """Growth of resident memory over sweeps."""
-    ids, directions = random_ids(model, 1), [random_direction(model, i) for i in range(N_ARMS)]
+    prompts, directions = random_prompts(model, 1), [random_direction(model, i) for i in range(N_ARMS)]
     after_20 = 0.0
     for i in range(N_SWEEPS):
-        swept(model, ids, "blocks.1.hook_resid_post", directions)
+        swept(model, prompts, "blocks.1.hook_resid_post", directions)
         if i == 19:
             after_20 = resident_megabytes()
     growth = resident_megabytes() - after_20
     return {"case": f"MB grown over {N_SWEEPS} sweeps", "rival": f"of {after_20:.0f} MB", "tokens/s": growth}
 
 
-def against(ours: Make, rivals: Mapping[str, Make], n_tokens: int, n_rounds: int) -> dict[str, dict[str, float]]:
+def against(ours: Make, rivals: Mapping[str, Make], n_rounds: int) -> dict[str, dict[str, float]]:
     """Our speed, each rival's, and the ratio of the two in the same round; the first round only warms up."""
-    seconds: dict[str, list[float]] = {"": [], **{name: [] for name in rivals}}
+    speeds: dict[str, list[float]] = {"": [], **{name: [] for name in rivals}}
     for _ in range(n_rounds + 1):
         for name, make in {"": ours, **rivals}.items():
             start = time.perf_counter()
-            make()
-            seconds[name].append(time.perf_counter() - start)
-    own = seconds.pop("")[1:]
+            n_tokens = make()
+            speeds[name].append(n_tokens / (time.perf_counter() - start))
+    own = speeds.pop("")[1:]
     table = {}
-    for name, taken in seconds.items():
-        ratios = [theirs / our for theirs, our in zip(taken[1:], own, strict=True)]
+    for name, (_, *theirs) in speeds.items():
+        ratios = [our / their for our, their in zip(own, theirs, strict=True)]
         table[name] = {
-            "tokens/s": n_tokens / statistics.median(own),
-            "rival tokens/s": n_tokens / statistics.median(taken[1:]),
+            "tokens/s": statistics.median(own),
+            "rival tokens/s": statistics.median(theirs),
             "ratio": statistics.median(ratios),
             "low": min(ratios),
             "high": max(ratios),
@@ -128,44 +158,73 @@ def against(ours: Make, rivals: Mapping[str, Make], n_tokens: int, n_rounds: int
 
 
 def generators(
-    model: LoadedModel, ids: Int[Tensor, "row seq"], hook_name: str, edit: AddDirection
-) -> dict[str, Callable[[float], Int[Tensor, "row new"]]]:
+    model: LoadedModel, prompts: Sequence[Prompt], hook_name: str, edit: AddDirection, *, n_new: int
+) -> dict[str, Generate]:
     """What each rival writes at a temperature."""
     bridged, hooked = bridge(model), hooked_transformer(model)
     delta = edit.strength * edit.unit * edit.direction.vector
+    ends = ends_of(model)
 
     def push(resid: Tensor, **_hook: object) -> Tensor:
         return resid + delta
 
-    def unsteered(temperature: float) -> Tensor:
-        return model.hf.generate(ids, **hf_options(temperature, N_NEW))[:, N_PROMPT:]
-
-    def steered(temperature: float) -> Tensor:
-        with steer(model, hook_name, edit):
-            return unsteered(temperature)
-
-    def lens(rival: Any) -> Callable[[float], Tensor]:
-        def generate(temperature: float) -> Tensor:
+    def lens(rival: Any) -> Generate:
+        def generate(temperature: float) -> list[str]:
+            ids = token_ids(model, prompts)
             with rival.hooks(fwd_hooks=[(hook_name, push)]):
                 found = rival.generate(
                     ids,
-                    max_new_tokens=N_NEW,
-                    stop_at_eos=False,
+                    max_new_tokens=n_new,
+                    stop_at_eos=bool(ends),
+                    eos_token_id=ends or None,
                     do_sample=temperature > 0,
                     temperature=temperature or 1.0,
                     return_type="tokens",
                     verbose=False,
                 )
-            return found[:, N_PROMPT:]
+            return texts(model, found[:, ids.shape[1] :])
 
         return generate
 
     return {
-        "HF generate, unsteered": unsteered,
-        "HF generate, steered": steered,
+        **generators_of_hf(model, prompts, hook_name, edit, n_new=n_new),
         "TransformerBridge, steered": lens(bridged),
         "HookedTransformer, steered": lens(hooked),
     }
+
+
+def generators_of_hf(
+    model: LoadedModel, prompts: Sequence[Prompt], hook_name: str, edit: AddDirection, *, n_new: int
+) -> dict[str, Generate]:
+    """What Hugging Face writes at a temperature, with a hook and without."""
+
+    def unsteered(temperature: float) -> list[str]:
+        ids = token_ids(model, prompts)
+        return texts(model, model.hf.generate(ids, **hf_options(temperature, n_new))[:, ids.shape[1] :])
+
+    def steered(temperature: float) -> list[str]:
+        with steer(model, hook_name, edit):
+            return unsteered(temperature)
+
+    return {"HF generate, unsteered": unsteered, "HF generate, steered": steered}
+
+
+def token_ids(model: LoadedModel, prompts: Sequence[Prompt]) -> Int[Tensor, "row seq"]:
+    """Prompts of one length, as the rivals take them."""
+    chats = [[{"role": "user", "content": prompt.messages[0].content}] for prompt in prompts]
+    return model.tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True)["input_ids"]  # pyright: ignore
+
+
+def texts(model: LoadedModel, ids: Int[Tensor, "row new"]) -> list[str]:
+    """What was written, up to the first token that ends an answer."""
+    ends = set(ends_of(model))
+    kept = [list(takewhile(lambda token: token not in ends, row)) for row in ids.tolist()]
+    return model.tokenizer.batch_decode(kept, skip_special_tokens=True)
+
+
+def n_words(answers: Sequence[str]) -> int:
+    """How many tokens the answers have: each is a word."""
+    return sum(len(answer.split()) for answer in answers)
 
 
 def hf_options(temperature: float, n_new: int) -> dict[str, Any]:
@@ -215,22 +274,22 @@ def hooked_transformer(model: LoadedModel) -> Any:
 
 def written(
     model: LoadedModel,
-    ids: Int[Tensor, "row seq"],
+    prompts: Sequence[Prompt],
     edits: Sequence[HookedEdit],
     temperature: float,
     *,
-    n_new: int | None = None,
-) -> Int[Tensor, "row new"]:
-    """Our sampler's tokens."""
-    options: dict[str, Any] = {"n_samples": 1, "seed": 0, "max_new_tokens": n_new or N_NEW, "temperature": temperature}
-    found = sample(model, as_prompts(ids), edits=edits, **options)[0]
-    return torch.tensor([completion.token_ids for completion in found])
+    n_samples: int = 1,
+    n_new: int = N_NEW,
+) -> list[str]:
+    """Our sampler's answers."""
+    options: dict[str, Any] = {"n_samples": n_samples, "max_new_tokens": n_new, "temperature": temperature}
+    return [completion.answer for completion in sample(model, prompts, seed=0, edits=edits, **options)[0]]
 
 
-def swept(model: LoadedModel, ids: Int[Tensor, "row seq"], hook_name: str, directions: Sequence[Direction]) -> None:
+def swept(model: LoadedModel, prompts: Sequence[Prompt], hook_name: str, directions: Sequence[Direction]) -> None:
     arms = [Arm(direction, STRENGTHS) for direction in directions]
     config = SweepConfig(hook_name, STRENGTH, "all", n_samples=1, max_new_tokens=N_SWEPT_NEW, seed=0)
-    sweep(model, arms, as_prompts(ids), lambda _: {}, config)
+    sweep(model, arms, prompts, lambda _: {}, config)
 
 
 def random_llama(width: int, n_blocks: int, vocabulary: int) -> LoadedModel:
@@ -259,14 +318,24 @@ def without_end(hf: Any) -> LoadedModel:
     return LoadedModel("Llama", hf.eval().requires_grad_(False), tokenizer)
 
 
-def random_ids(model: LoadedModel, n_rows: int) -> Int[Tensor, "row seq"]:
+def ending(model: LoadedModel) -> LoadedModel:
+    """The same weights, and some tokens that end an answer."""
+    hf, tokenizer = copy.deepcopy(model.hf), copy.deepcopy(model.tokenizer)
+    hf.generation_config.eos_token_id = list(range(1, hf.config.vocab_size, N_PER_END))  # pyright: ignore
+    tokenizer.eos_token = "w1"  # noqa: S105 (the bridge asks for one of the vocabulary)
+    return replace(model, hf=hf, tokenizer=tokenizer)
+
+
+def ends_of(model: LoadedModel) -> list[int]:
+    """The tokens that end an answer."""
+    return getattr(model.hf.generation_config, "eos_token_id", None) or []
+
+
+def random_prompts(model: LoadedModel, n: int) -> list[Prompt]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(7, model.hf.config.vocab_size, (n_rows, N_PROMPT), generator=generator)
-
-
-def as_prompts(ids: Int[Tensor, "row seq"]) -> list[Prompt]:
-    texts = [" ".join(f"w{token}" for token in row) for row in ids.tolist()]
-    return [Prompt(str(i), "open_ended", str(i), "f", (Message("user", text),)) for i, text in enumerate(texts)]
+    ids = torch.randint(7, model.hf.config.vocab_size, (n, N_PROMPT), generator=generator)
+    words = [" ".join(f"w{token}" for token in row) for row in ids.tolist()]
+    return [Prompt(str(i), "open_ended", str(i), "f", (Message("user", text),)) for i, text in enumerate(words)]
 
 
 def random_direction(model: LoadedModel, seed: int) -> Direction:
