@@ -36,8 +36,8 @@ WORLD = Path(__file__).parents[1] / "checkpoints/persona_world/aligned"
 SHAPES = {"Llama 256 x 6": (256, 6, 4096), "Llama 512 x 8": (512, 8, 4096)}
 """Width, blocks, vocabulary."""
 N_ROWS, N_PROMPT, N_NEW = 32, 16, 32
-N_ASKED, N_ANSWERS, N_ANSWER, N_PER_END = 16, 8, 64, 25
-"""Prompts that are answered, answers to each, tokens of an answer at most, and tokens of which one ends it."""
+N_ASKED, N_ANSWERS, N_ANSWER, N_PER_END, N_ANSWER_ROUNDS = 16, 8, 64, 25, 3
+"""Prompts that are answered, answers to each, tokens of an answer at most, tokens of which one ends it, and rounds."""
 N_ROUNDS = 7
 STRENGTH = 3.0
 N_ARMS, STRENGTHS = 6, tuple(s / 10 for s in range(-10, 11, 2))
@@ -94,7 +94,7 @@ def answering(case: str, model: LoadedModel) -> Iterator[dict[str, object]]:
     each = [prompt for prompt in prompts for _ in range(N_ANSWERS)]
     rivals = generators(model, each, hook_name, edit, n_new=N_ANSWER)
     makes = {name: (lambda make=make: n_words(make(1.0))) for name, make in rivals.items()}
-    for name, found in against(ours, makes, N_ROUNDS).items():
+    for name, found in against(ours, makes, N_ANSWER_ROUNDS).items():
         yield {"case": f"{case}, answers", "rival": name, **found, "greedy agrees": ""}
 
 
