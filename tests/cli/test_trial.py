@@ -387,6 +387,7 @@ def foreign(built: Path, sae: Path, prompts: Path, texts: Path, artifacts: Path)
         ({"sae": "{foreign}/wide"}, "this SAE expects d_in=16 (blocks.1.hook_resid_post); {bad} has d_model=32."),
         ({"sae": "{foreign}/deep"}, "'blocks.9.hook_resid_post' asks for block 9; this model has blocks 0 to 1."),
         ({"hook": "blocks.1.hook_resid_pst"}, "is not a hook of this model; nearest: 'blocks.1.hook_resid_post'"),
+        ({"hook": ""}, "hook_name '' is not a hook of this model; nearest:"),
         ({"device": "tpu"}, "'tpu' is no device; expected 'cpu', 'cuda' or 'cuda:N'."),
         ({"prompts": "{foreign}/empty.jsonl"}, "empty.jsonl is empty. Expected JSONL"),
         ({"prompts": "{foreign}/twice.jsonl"}, "line 5: id"),

@@ -95,7 +95,7 @@ def train_on_cache(
     """
     check_device(device)
     cache = start.open()
-    hook_name = hook_name or only_hook(cache)
+    hook_name = only_hook(cache) if hook_name is None else hook_name
     cache.d_in(hook_name)  # a hook that is not there is found out before anything is written
     manifest = start.manifest(cache, hook_name, config)
     initial = start.load_initial(device)
