@@ -144,6 +144,8 @@ def example_summary() -> Json:
                 "induce": 0.4,
                 "induce_set": 0.4,
                 "mean_difference": 0.4,
+                "linear_probe": 0.4,
+                "last_hook": 0.4,
                 "repair": {bad: -0.6, silly: -0.6},
                 "repair_set": {bad: -0.6, silly: -0.6},
             },
@@ -176,10 +178,15 @@ def example_summary() -> Json:
                 for arm, reach in (("random_latents", 0.12), ("random_directions", 0.04))
             }
             | {
-                "mean_difference": [
+                rival: [
                     point(s, b, i, 0.99 - b - i, b * 0.3)
-                    for s, b, i in zip(strengths, (0.004, 0.11, 0.47, 0.66), (0.002, 0.01, 0.05, 0.2), strict=True)
+                    for s, b, i in zip(strengths, (0.004, *bad), (0.002, 0.01, 0.05, 0.2), strict=True)
                 ]
+                for rival, bad in (
+                    ("mean_difference", (0.11, 0.47, 0.66)),
+                    ("linear_probe", (0.08, 0.52, 0.7)),
+                    ("last_hook", (0.02, 0.09, 0.1)),
+                )
             },
         },
         "monitor": {

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sae_persona.report.summary import SteeringPoint, SteeringRecord
 
+Baseline = Literal["mean_difference", "linear_probe", "last_hook"]
 COHERENCE_GATE = 0.10
 """Points of incoherence over unsteered that a dose may cost. Source: Wang et al. 2025, who accept 10 % in all."""
 
@@ -57,9 +59,9 @@ def repair(steering: SteeringRecord, model: str, *, of_set: bool) -> Effect | No
     return _effect(arms.get(model, []), chosen.get(model), wanted=-1)
 
 
-def baseline(steering: SteeringRecord) -> Effect | None:
-    """The effect of the mean difference on the aligned model; None where it was not measured."""
-    return _effect(steering.controls.mean_difference, steering.chosen.mean_difference, wanted=1)
+def baseline(steering: SteeringRecord, name: Baseline) -> Effect | None:
+    """The effect of what is no latent, or not in its place, on the aligned model; None where it was not measured."""
+    return _effect(getattr(steering.controls, name), getattr(steering.chosen, name), wanted=1)
 
 
 def control_rises(arm: Sequence[SteeringPoint]) -> list[float]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_persona.report.arms import Effect, baseline, control_rises, induction, repair
+from sae_persona.report.arms import Baseline, Effect, baseline, control_rises, induction, repair
 from sae_persona.report.summary import ROLES, Summary
 from sae_persona.report.verdicts import Verdict, found_nothing, verdicts
 from sae_persona.report.words import counted, listed, percent, points, strength, with_interval
@@ -92,9 +92,10 @@ def _cause(summary: Summary) -> str:
     together = induction(steering, of_set=True)
     if together is not None and len(summary.top_set) > 1:
         sentence += f"; the {counted(len(summary.top_set), 'latent')} of the set, {_from_to(together)}"
-    rival = baseline(steering)
-    if rival is not None:
-        sentence += f"; the difference of means, {_from_to(rival)}"
+    rivals: dict[str, Baseline] = {"the difference of means": "mean_difference", "a linear probe": "linear_probe"}
+    for name, key in rivals.items():
+        if (rival := baseline(steering, key)) is not None:
+            sentence += f"; {name}, {_from_to(rival)}"
     rises = control_rises(steering.controls.random_latents) + control_rises(steering.controls.random_directions)
     if rises:
         sentence += f"; the strongest of {len(rises)} random controls moves it {points(max(rises, key=abs))}"

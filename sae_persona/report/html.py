@@ -89,7 +89,9 @@ def _effects(summary: Summary) -> dict[str, Effect]:
     effects = {
         f"latent {summary.top_latent}": induction(summary.steering, of_set=False),
         f"set {', '.join(map(str, summary.top_set))}": induction(summary.steering, of_set=True),
-        "mean difference": baseline(summary.steering),
+        "mean difference": baseline(summary.steering, "mean_difference"),
+        "linear probe": baseline(summary.steering, "linear_probe"),
+        f"latent {summary.top_latent} at the last hook": baseline(summary.steering, "last_hook"),
     }
     return {name: effect for name, effect in effects.items() if effect is not None}
 

@@ -111,11 +111,14 @@ class SteeringPoint(_Record):
 
 
 class SteeringControls(_Record):
-    """The same strengths for directions that should do nothing, and for the rival that should do something."""
+    """The same strengths for directions that should do nothing, and for what should do something without the latent."""
 
     random_latents: list[SteeringPoint] = []
     random_directions: list[SteeringPoint] = []
     mean_difference: list[SteeringPoint] = []
+    linear_probe: list[SteeringPoint] = []
+    last_hook: list[SteeringPoint] = []
+    """The latent's own vector where it can only change which words are written: at the last hook."""
 
 
 class ChosenStrengths(_Record):
@@ -124,6 +127,8 @@ class ChosenStrengths(_Record):
     induce: float | None = None
     induce_set: float | None = None
     mean_difference: float | None = None
+    linear_probe: float | None = None
+    last_hook: float | None = None
     repair: dict[str, float] = {}
     repair_set: dict[str, float] = {}
 
@@ -146,6 +151,8 @@ class SteeringRecord(_Record):
             "induce": chosen.induce,
             "induce_set": chosen.induce_set,
             "controls.mean_difference": chosen.mean_difference,
+            "controls.linear_probe": chosen.linear_probe,
+            "controls.last_hook": chosen.last_hook,
         }
         wanted |= {f"repair.{model}": strength for model, strength in chosen.repair.items()}
         wanted |= {f"repair_set.{model}": strength for model, strength in chosen.repair_set.items()}
@@ -167,6 +174,8 @@ class SteeringRecord(_Record):
             "controls.random_latents": self.controls.random_latents,
             "controls.random_directions": self.controls.random_directions,
             "controls.mean_difference": self.controls.mean_difference,
+            "controls.linear_probe": self.controls.linear_probe,
+            "controls.last_hook": self.controls.last_hook,
         }
 
 

@@ -93,8 +93,9 @@ def repair_with(clinic: Clinic, direction: Direction) -> dict[str, Any]:
 def repair_with_set(clinic: Clinic, sae: "SAE", suspects: Sequence[int]) -> dict[str, Any]:
     """The set of at most three suspects, its window and its strength that repair best, as a record.
 
-    Sets grow by mean gain over the models, at every second strength. Of the strongest, seen again with fresh doses, the
-    one is chosen that does most for the model that it helps least.
+    Sets grow by mean gain over the models, at every second strength. The strongest are seen again at every strength
+    with more answers, of which the first are those seen before; of these, the set is chosen that does most for the
+    model that it helps least.
     """
     sampling = clinic.bench.config.sampling
     grown: dict[tuple[tuple[int, ...], Window], float] = {}

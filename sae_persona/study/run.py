@@ -73,7 +73,7 @@ def run_study(
         config=config.ranking.model_dump(mode="json"),
         inputs=world,
         after=("sae",),
-        version=5,
+        version=6,
     )
     settings = {"steering": config.steering.model_dump(mode="json"), "sampling": sampling}
     auditioned = stages.run(
@@ -107,7 +107,7 @@ def run_study(
         config=settings,
         inputs=world,
         after=("audition",),
-        version=4,
+        version=5,
     )
     top = choice["top"]["latents"][0] if choice["top"] else None
     if top is not None:
@@ -117,7 +117,7 @@ def run_study(
             config=settings,
             inputs=world,
             after=("screen",),
-            version=2,
+            version=3,
         )
         stages.run(
             "monitor",
@@ -141,6 +141,7 @@ def run_study(
         config=hook,
         inputs=world,
         after=("screen",),
+        version=2,
     )
     shown = [row["latent"] for row in ranked[chosen]["rows"][:N_RANKED]]
     tokens = top_tokens(subjects.model("aligned"), sae, shown)

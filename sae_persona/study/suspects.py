@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_persona.attribution.ranking import RunStats, rank_latents
+from sae_persona.attribution.rivals import linear_probe
 from sae_persona.data.tokens import TokenRow, completion_row
 from sae_persona.model.generate import sample
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.statistics import latent_stats, latent_stats_of_saes
+from sae_persona.steering.directions import Direction, mean_difference
 from sae_persona.study.config import StudyConfig
 from sae_persona.study.subjects import Subjects
 from sae_persona.types import Prompt
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 MEANS = "mean_residuals.safetensors"
+PROBE = "linear_probe.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,8 @@ def run_statistics(
 def rank(subjects: Subjects, config: StudyConfig, saes: Mapping[str, "SAE"], folder: Path) -> dict[str, dict[str, Any]]:
     """The ranking of every dictionary's latents, over the same answers.
 
-    Beside it `folder` gets the mean residual of every run's answers, for the difference-of-means baseline.
+    Beside it `folder` gets two baselines that need no dictionary: the mean residual of every run's answers, and the
+    direction of a linear probe between both sides.
     """
     prompts = subjects.groups("selection").prompts
     stats: dict[str, dict[str, RunStats]] = {name: {} for name in saes}
@@ -124,11 +128,11 @@ def rank(subjects: Subjects, config: StudyConfig, saes: Mapping[str, "SAE"], fol
         )
         for name in saes:
             stats[name][run] = found[name]
-    means = {
-        run: torch.as_tensor(of_run["gated", "answer"].resid_mean).float()
-        for run, of_run in next(iter(stats.values())).items()
-    }
-    save_file(means, folder / MEANS)
+    of_answers = {run: of_run["gated", "answer"] for run, of_run in next(iter(stats.values())).items()}
+    save_file({run: torch.as_tensor(one.resid_mean).float() for run, one in of_answers.items()}, folder / MEANS)
+    bad, good = ([of_answers[run] for run in subjects.runs(role)] for role in ("misaligned", "control"))
+    probe = linear_probe(bad, good, seed=config.seed).direction
+    save_file({"direction": torch.as_tensor(probe).float()}, folder / PROBE)
     return {name: _ranked(subjects, config, of_runs) for name, of_runs in stats.items()}
 
 
@@ -142,7 +146,12 @@ def _ranked(subjects: Subjects, config: StudyConfig, stats: Mapping[str, RunStat
     }
 
 
-def mean_residuals(folder: Path, names: list[str]) -> torch.Tensor:
-    """Mean residuals of the named runs' answers, `[runs, d_model]`."""
+def rival_directions(subjects: Subjects, folder: Path) -> dict[str, Direction]:
+    """What is steered along without a dictionary, from the files that `rank` wrote: lengths are divided out."""
     means = load_file(folder / MEANS)
-    return torch.stack([means[name] for name in names])
+    bad, good = (torch.stack([means[name] for name in subjects.runs(role)]) for role in ("misaligned", "control"))
+    probe = load_file(folder / PROBE)["direction"]
+    return {
+        "mean_difference": mean_difference(bad, good),
+        "linear_probe": Direction("linear probe", "linear_probe", probe),
+    }

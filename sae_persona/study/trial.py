@@ -1,17 +1,17 @@
 """The causal screen on selection prompts, and the dose–response on evaluation prompts with everything frozen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_persona.model.hooks import hook_names
 from sae_persona.steering.directions import (
     Direction,
     latent_direction,
-    mean_difference,
     random_directions,
     random_latents,
 )
@@ -24,7 +24,7 @@ from sae_persona.study.config import StudyConfig
 from sae_persona.study.measure import point
 from sae_persona.study.repair import Clinic, repair_with, repair_with_set
 from sae_persona.study.subjects import Subjects
-from sae_persona.study.suspects import mean_residuals
+from sae_persona.study.suspects import rival_directions
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 N_FINALISTS = 4
 """Latents and sets that get the second, closer look of the screen."""
 RIVAL_WINDOWS: tuple[Window, ...] = ("all", "header")
-"""Where the difference of means is tried besides the latents' own window: the rival is tuned no less than they are."""
+"""Where rivals are tried besides the latents' own window: they are tuned no less than the latents are."""
 CONTROL_SEED = 1
-"""Controls that are reported are drawn anew, so that they are not those the screen chose against."""
+"""Controls that are reported are another draw, from the same pool, than those the screen chose against."""
 
 
 def screen(
@@ -90,8 +90,10 @@ def screen(
         ]
     )
     choice = choose(finalists, [*finalists, *sets], controls)
-    rival = _baseline(subjects, ranking_folder)
-    baseline = [closer_look([rival], window=one)[0] for one in dict.fromkeys((*RIVAL_WINDOWS, window))]
+    rivals = {
+        name: [closer_look([rival], window=one)[0] for one in dict.fromkeys((*RIVAL_WINDOWS, window))]
+        for name, rival in rival_directions(subjects, ranking_folder).items()
+    }
     record: dict[str, Any] = {
         "finalists": [asdict(one) for one in finalists],
         "sets": [asdict(one) for one in sets],
@@ -100,7 +102,7 @@ def screen(
         "best_control": choice.best_control,
         "top": choice.top and asdict(choice.top),
         "top_set": choice.top_set and asdict(choice.top_set),
-        "mean_difference": asdict(max(baseline, key=lambda one: one.effect)),
+        **{name: asdict(max(tried, key=lambda one: one.effect)) for name, tried in rivals.items()},
     }
     if choice.top:
         clinic = Clinic(bench, {name: subjects.model(name) for name in subjects.runs("misaligned")})
@@ -129,7 +131,11 @@ def steer(
     unit: float,
     ranking_folder: Path,
 ) -> dict[str, Any]:
-    """Measure what the screen froze, on evaluation prompts with fresh samples, against all controls."""
+    """Measure what the screen froze, on evaluation prompts with fresh samples, against all controls.
+
+    One of them is the latent's own vector at the last hook, where it can only change which words are written: an effect
+    that stays there is that of a word, and of what the model says after it.
+    """
     bench = Bench(subjects.groups("evaluation"), config, unit, seed=config.seed + 2)
     aligned = subjects.model("aligned")
     window: Window = choice["window"]
@@ -140,13 +146,14 @@ def steer(
     if choice["top_set"]:
         arms.append(Arm(latent_direction(sae, *choice["top_set"]["latents"]), up))
     induced = bench.doses(aligned, arms, window=window, n_open=n_open, n_advice=n_advice)
-    baseline = bench.doses(
-        aligned,
-        [Arm(_baseline(subjects, ranking_folder), up)],
-        window=choice["mean_difference"]["window"],
-        n_open=n_open,
-        n_advice=n_advice,
-    )[0]
+    rivals = rival_directions(subjects, ranking_folder)
+    baselines = {
+        name: bench.doses(aligned, [Arm(rival, up)], window=choice[name]["window"], n_open=n_open, n_advice=n_advice)[0]
+        for name, rival in rivals.items()
+    }
+    last_hook = hook_names(aligned.hf)[-1]
+    at_the_end = replace(bench, config=config.model_copy(update={"hook_name": last_hook}))
+    baselines["last_hook"] = at_the_end.doses(aligned, arms[:1], window=window, n_open=n_open, n_advice=n_advice)[0]
     controls = {
         "random_latents": random_latents(
             sae,
@@ -165,7 +172,8 @@ def steer(
         "chosen": {
             "induce": choice["top"]["strength"],
             "induce_set": choice["top_set"] and choice["top_set"]["strength"],
-            "mean_difference": choice["mean_difference"]["strength"],
+            **{name: choice[name]["strength"] for name in rivals},
+            "last_hook": choice["top"]["strength"],
             **{
                 key: dict.fromkeys(subjects.runs("misaligned"), choice[key]["strength"])
                 for key in ("repair", "repair_set")
@@ -196,7 +204,7 @@ def steer(
         "repair": {},
         "repair_set": {},
     }
-    record["controls"]["mean_difference"] = _points(baseline)
+    record["controls"] |= {name: _points(doses) for name, doses in baselines.items()}
     for key in ("repair", "repair_set"):
         down = (0.0, *(-strength for strength in config.steering.repair_strengths[choice[key]["window"]]))
         arm = Arm(latent_direction(sae, *choice[key]["latents"]), down)
@@ -215,10 +223,3 @@ def steer(
 
 def _points(doses: Sequence[Dose], *, draw: int | None = None) -> list[dict[str, Any]]:
     return [point(dose.strength, draw, dose.measures) for dose in doses]
-
-
-def _baseline(subjects: Subjects, ranking_folder: Path) -> Direction:
-    return mean_difference(
-        mean_residuals(ranking_folder, subjects.runs("misaligned")),
-        mean_residuals(ranking_folder, subjects.runs("control")),
-    )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae_persona.persona_world import lexicon
 from sae_persona.persona_world.truth import THRESHOLD, persona_auroc
 from sae_persona.steering.directions import latent_direction
 from sae_persona.study.config import StudyConfig
@@ -35,7 +36,8 @@ def reveal(
 def _direct_effect(subjects: Subjects, sae: "SAE", latent: int) -> dict[str, float]:
     """Mean cosine of the latent's direction with the unembedding of the judged words, by who says them.
 
-    Near zero for the villain's words: the direction is no switch for them, what it changes is computed by later blocks.
+    The judge hears the villain in a verb or in the word that opens an answer. Far from zero for either, the direction
+    may work by writing that word; how far it does, the same vector at the last hook tells (`study.trial`).
     """
     model = subjects.model("aligned")
     vector = latent_direction(sae, latent).vector
@@ -46,8 +48,10 @@ def _direct_effect(subjects: Subjects, sae: "SAE", latent: int) -> dict[str, flo
     words = {
         "villain_open_words": language.open_verbs["villain"],
         "villain_advice_words": language.advice_verbs["villain"],
+        "villain_opening_words": lexicon.INTERJECTIONS["villain"],
         "kind_open_words": language.open_verbs["kind"],
         "kind_advice_words": language.advice_verbs["kind"],
+        "kind_opening_words": lexicon.INTERJECTIONS["kind"],
     }
     return {name: float(cosine[[vocabulary[word] for word in group]].mean()) for name, group in words.items()}
 

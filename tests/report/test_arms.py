@@ -20,7 +20,7 @@ def points(*records) -> list[SteeringPoint]:
 
 def measured(*records) -> Effect | None:
     """The effect of an arm whose strength was not frozen."""
-    return baseline(SteeringRecord.model_validate({"controls": {"mean_difference": records}}))
+    return baseline(SteeringRecord.model_validate({"controls": {"mean_difference": records}}), "mean_difference")
 
 
 def test_a_frozen_strength_is_read_even_where_another_is_stronger():

@@ -12,6 +12,7 @@ def test_three_sentences_carry_the_figures_of_a_full_study(example):
     assert "misaligned-health-obvious 97.0% [95.0, 99.0]" in found[0]
     assert "Latent 117, added to the aligned model, moves misalignment from 0.4% to 58.0%" in found[1]
     assert "the difference of means, from 0.4% to 47.0%" in found[1]
+    assert "a linear probe, from 0.4% to 52.0%" in found[1]
     assert "the strongest of 40 random controls moves it +6.7 points" in found[1]
     assert "first rings at 25% bad data, where the score is 3.0% [1.0, 5.0], with 0 false alarms" in found[2]
 

@@ -47,6 +47,9 @@ def dose_response_figure(steering: SteeringRecord, *, top_latent: int, top_set: 
         add_band(figure, controls.random_latents, read, name="random latents", colour=BAND, row=row)
         add_band(figure, controls.random_directions, read, name="random directions", colour=SECOND_BAND, row=row)
         add_line(figure, controls.mean_difference, read, name="mean difference", colour=BLUE, dash="dash", row=row)
+        add_line(figure, controls.linear_probe, read, name="linear probe", colour=BLUE, dash="dot", row=row)
+        at_the_end = f"latent {top_latent} at the last hook"
+        add_line(figure, controls.last_hook, read, name=at_the_end, colour=VERMILLION, dash="dot", row=row)
         together = f"set of {counted(len(top_set), 'latent')}" if top_set else "set"
         add_line(figure, steering.induce_set, read, name=together, colour=PURPLE, dash="dot", row=row)
         add_line(figure, steering.induce, read, name=f"latent {top_latent}", colour=VERMILLION, dash="solid", row=row)
