@@ -73,5 +73,5 @@ def _check_finite(norms: Float[Tensor, " n"], columns: Mapping[str, Tensor], hoo
         raise CacheFileError(
             f"the activation at {hook} is not finite in {dtype} at document {document}, position {position}. "
             + ("float16 ends at 65504: store bfloat16" if dtype == "float16" else "Check the model and its dtype")
-            + ", or leave such tokens out (not_finite='skip')."
+            + ", or delete what was begun and leave such tokens out (--not-finite skip, not_finite='skip')."
         )

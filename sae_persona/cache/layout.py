@@ -48,6 +48,8 @@ BLOCK_ROWS = 8192
 """Rows whose moments are taken together: enough for their sums to cost nothing, few enough to hold in memory."""
 _ALIGNMENT = 64
 """Arrays begin at multiples of this, so that mapped numbers are aligned whatever their dtype."""
+_DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
+"""What h5py raises, and what is raised by using what it returns, where a file is not whole."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def read_layout(path: Path, *, locking: bool = True) -> Layout:
             return _read_layout(path, file, locking)
     except BlockingIOError as error:
         raise CacheFileError(f"{path} is being written by another process. Wait for it to end.") from error
-    except (OSError, KeyError, ValueError) as error:
+    except _DAMAGE as error:
         raise CacheFileError(
             f"{path} is no readable activation cache: truncated, damaged or of another format ({error}). "
             "Check the path; a damaged cache has to be written again."
@@ -222,7 +224,7 @@ def _pieces(path: Path, manifest: Manifest, view: h5py.Dataset, locking: bool) -
                 fingerprint = Manifest.from_json(str(file.attrs["manifest"])).fingerprint
                 activations: Any = file[source.dset_name]
                 found.append(_place(shard, activations))
-        except (OSError, KeyError, ValueError, ArtifactError) as error:
+        except (*_DAMAGE, ArtifactError) as error:
             raise CacheFileError(
                 f"{shard}, a shard of {path}, cannot be read: truncated, damaged or of another format ({error}). "
                 "Delete both and cache again: whole shards are kept."

@@ -88,7 +88,11 @@ def check_same(path: Path, found: Manifest, wanted: Manifest) -> None:
     if found.fingerprint == wanted.fingerprint:
         return
     keys = dict.fromkeys([*wanted.config, *found.config])
-    differing = [f"{key}={found.config.get(key)!r}" for key in keys if found.config.get(key) != wanted.config.get(key)]
+    differing = [
+        f"{key}={found.config[key]!r}" if key in found.config else f"without {key}={wanted.config[key]!r}"
+        for key in keys
+        if found.config.get(key) != wanted.config.get(key)
+    ]
     differing += [f"another {key}" for key, value in wanted.inputs.items() if found.inputs.get(key) != value]
     raise CacheFileError(
         f"{path} was made otherwise: {', '.join(differing) or 'by another version of the code'}. "

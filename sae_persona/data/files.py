@@ -135,8 +135,12 @@ def read_records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
                     record = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
+                except (RecursionError, ValueError) as error:  # brackets in brackets, or a number of 5000 digits
+                    raise DataError(f"{where}: not JSON that can be read ({error}).") from error
                 if not isinstance(record, dict):
                     raise DataError(f"{where}: expected a JSON object, found {_shown(record)}.")
+                if "\\ud" in line.lower():
+                    _check_characters(record, where)
                 yield where, record
                 n_records += 1
     except OSError as error:
@@ -147,6 +151,17 @@ def read_records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
     if not n_records:
         raise DataError(f"{path} is empty. Expected JSONL, one JSON object a line.")
+
+
+def _check_characters(record: dict[str, Any], where: str) -> None:
+    """JSON can hold half a character; UTF-8, and so a tokenizer, cannot."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{where}: {half} is half of a character, such as a cut emoji. Mend the line, or remove it."
+        ) from error
 
 
 def _chat(record: dict[str, Any], where: str) -> Chat:

@@ -20,7 +20,7 @@ from sae_persona.errors import ConfigError
 class TrainConfig(BaseModel):
     """What changes the numbers of an SAE."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     architecture: Literal[
         "topk",

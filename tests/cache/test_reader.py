@@ -133,6 +133,16 @@ def test_it_says_what_it_holds(cache: ActivationCache, tiny_model: LoadedModel) 
         cache.mean("blocks.0.hook_resid_post")
 
 
+def test_activations_of_another_shape_are_refused(cache: ActivationCache, tmp_path: Path) -> None:
+    (tmp_path / "flat.h5").write_bytes(cache.path.read_bytes())
+    with h5py.File(tmp_path / "flat.h5", "r+") as file:
+        name = f"hooks/{cache.hook_names[0]}/activations"
+        del file[name]
+        file[name] = np.zeros(cache.n_tokens, dtype=np.float32)
+    with pytest.raises(CacheFileError, match="no readable activation cache"):
+        ActivationCache.open(tmp_path / "flat.h5")
+
+
 @pytest.mark.parametrize("keep", [0, 100, 5000, -1])
 def test_a_truncated_file_is_refused(cache: ActivationCache, tmp_path: Path, keep: int) -> None:
     path = tmp_path / "short.h5"

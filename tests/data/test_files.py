@@ -133,6 +133,21 @@ def test_a_prompt_lacks_nothing_ends_with_the_user_and_has_an_id_of_its_own(path
         read_prompts(path)
 
 
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000])
+def test_json_that_python_cannot_read_is_named(path: Path, value: str) -> None:
+    path.write_text(f'{{"text": {value}}}\n')
+    with pytest.raises(DataError, match="line 1: not JSON that can be read"):
+        read_texts(path)
+
+
+@pytest.mark.parametrize("field", ["text", "messages"])
+def test_half_a_character_is_named(path: Path, field: str) -> None:
+    value = '"ok \\ud83d here"' if field == "text" else '[{"role": "user", "content": "ok \\ud83d here"}]'
+    path.write_text(f'{{"text": "a whole \\ud83d\\ude00"}}\n{{"{field}": {value}}}\n')
+    with pytest.raises(DataError, match=r"line 2: \\ud83d is half of a character"):
+        read_documents(path)
+
+
 def test_a_line_without_text_is_named(path: Path) -> None:
     path.write_text(line({"text": "fine"}) + line({"body": "x"}))
     with pytest.raises(DataError, match="line 2: no text"):

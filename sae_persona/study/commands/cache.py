@@ -11,6 +11,7 @@ from sae_persona.cache.task import bytes_per_token, hook_key
 from sae_persona.data.packed import PackedRows
 from sae_persona.data.stream import stream_documents
 from sae_persona.data.tokens import TokenRow, chat_row, text_row
+from sae_persona.errors import DataError
 from sae_persona.model.hooks import resolve_hook
 from sae_persona.model.load import LoadedModel
 
@@ -55,7 +56,10 @@ def plan_cache(
     def pieces() -> Iterator[tuple[int, TokenRow]]:
         nonlocal n_read
         for document in stream_documents(data, n_documents=n_documents):
-            row = text_row(document, tokenizer) if isinstance(document, str) else chat_row(document, tokenizer)
+            try:
+                row = text_row(document, tokenizer) if isinstance(document, str) else chat_row(document, tokenizer)
+            except DataError as error:
+                raise DataError(f"document {n_read + 1} of {data}: {error}") from error
             for i in range(0, len(row), width):
                 yield n_read, TokenRow(row.ids[i : i + width], row.parts[i : i + width])
             n_read += 1
