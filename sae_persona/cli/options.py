@@ -92,6 +92,8 @@ CpuOnly = Annotated[
 
 def tell_plan(prices: tuple[float, float] | None) -> Callable[["Plan"], None]:
     """Says what a model judge is about to do, before its first call."""
+    if prices is not None and not all(0 <= price < math.inf for price in prices):
+        raise typer.BadParameter(f"prices are {prices[0]} and {prices[1]}; expected two numbers of 0 or more.")
 
     def tell(plan: "Plan") -> None:
         cost = f", at most {plan.cost(*prices):.2f} at these prices" if prices else ""

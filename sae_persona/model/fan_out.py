@@ -15,6 +15,23 @@ from transformers import PreTrainedModel
 
 from sae_persona.model.hooks import blocks, resolve_hook
 
+_FAMILIES = {
+    *("llama", "mistral", "mixtral", "phi3", "olmo2", "olmo3", "qwen2", "qwen3", "qwen3_moe"),
+    *("gemma", "gemma2", "gemma3", "gemma3_text", "gpt_neox", "gpt2", "opt"),
+}
+"""Model types whose blocks are known to go on with more rows than the model was given."""
+
+
+def can_fan_out(model: PreTrainedModel) -> bool:
+    """Whether the rows of a pass may become more on their way through the model.
+
+    Others bring along what has a row for each of the rows it began with: positions by head, keys of a learned prefix,
+    the shape of the result.
+    """
+    tunings = getattr(model, "peft_config", {}).values()
+    is_plain = not any(getattr(tuning, "is_prompt_learning", False) for tuning in tunings)
+    return is_plain and model.config.get_text_config().model_type in _FAMILIES
+
 
 def n_blocks_before(model: PreTrainedModel, hook_name: str) -> int:
     """How many blocks come before a hook.

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from sae_persona.data.tokens import TokenRow, pad_rows, prompt_row
 from sae_persona.errors import ConfigError, DataError, ModelError
-from sae_persona.model.fan_out import fan_out, n_blocks_before
+from sae_persona.model.fan_out import can_fan_out, fan_out, n_blocks_before
 from sae_persona.model.hooks import Edit, Position, edit_residual
 from sae_persona.model.load import LoadedModel
 from sae_persona.types import Completion, Prompt
@@ -78,7 +78,7 @@ def sample(
     for name, count in {**counts, "batch_size": batch_size}.items():
         if count < 1:
             raise ConfigError(f"{name} is {count}; expected 1 or more.")
-    if temperature < 0:
+    if not temperature >= 0:  # nor NaN
         raise ConfigError(f"temperature is {temperature}; expected 0 (greedy) or more.")
     tokenised = _tokenise(model, prompts, max_new_tokens)
     stop_ids = _stop_ids(model)
@@ -133,8 +133,7 @@ class _Writer:
     def edited(self, edits: Sequence[HookedEdit]) -> Iterator[None]:
         """With the edits hooked into the model."""
         hf, names = self.model.hf, {hooked.hook_name for hooked in edits}
-        # Where blocks lend each other keys and values, all of them have to read the same rows.
-        if not getattr(hf.config.get_text_config(), "num_kv_shared_layers", 0):
+        if can_fan_out(hf):
             # The output of a block comes before the input of the next.
             order = {name: (n_blocks_before(hf, name), name.endswith("pre")) for name in names}
             self.fan_at = min(names, key=order.__getitem__, default=None)
@@ -208,6 +207,11 @@ class _Writer:
         with fan:
             logits = self._forward(batch.ids, cache, {} if batch.mask.all() else where)
         layers: list[Any] = cache.layers
+        if not all(hasattr(layer, "batch_select_indices") for layer in layers):
+            raise ModelError(
+                f"{self.model.source!r} keeps a state ({type(layers[0]).__name__}) whose rows cannot be copied, so no "
+                "answers are sampled from it. Use a model whose blocks all have attention."
+            )
         for i, layer in enumerate(layers):
             layer.batch_select_indices(source[pair] if i < n_shared else pair)
         return logits[pair], cache, mask[pair], condition[pair]

@@ -68,6 +68,7 @@ class AddDirection:
 
     def __post_init__(self) -> None:
         check_strengths([self.strength])
+        check_dosing(self.window, self.from_token, self.unit)
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
         """The residual, pushed where the window says."""
@@ -89,6 +90,7 @@ class AblateDirection:
 
     def __post_init__(self) -> None:
         check_strengths([self.strength])
+        check_dosing(self.window, self.from_token)
 
     def __call__(self, resid: Resid, position: Position) -> Resid:
         """The residual without the direction, where the window says."""
@@ -115,6 +117,7 @@ class ClampLatent:
 
     def __post_init__(self) -> None:
         check_strengths([self.value])
+        check_dosing(self.window, self.from_token)
         for latent in self.latents:
             if not 0 <= latent < self.sae.cfg.d_sae:
                 raise SAEError(f"latent {latent} is not in this SAE, whose latents are 0 to {self.sae.cfg.d_sae - 1}.")
@@ -216,6 +219,17 @@ def check_width(model: LoadedModel, *directions: Direction) -> None:
                 f"direction {direction.name!r} has width {len(direction.vector)}; the model has "
                 f"d_model={model.d_model}. Use a direction from an SAE trained on this model."
             )
+
+
+def check_dosing(window: str, from_token: int, *units: float) -> None:
+    """Raise `ConfigError` for a window that is none, a token before the first, or a unit that is no finite number."""
+    if window not in WINDOWS:
+        raise ConfigError(f"window {window!r} is none; expected {', '.join(map(repr, WINDOWS))}.")
+    if from_token < 0:
+        raise ConfigError(f"from_token is {from_token}; tokens are counted from 0.")
+    for unit in units:
+        if not math.isfinite(unit):
+            raise ConfigError(f"unit {unit!r} is not a finite number; use a norm, such as the median of the residuals.")
 
 
 def check_strengths(strengths: Sequence[float]) -> None:

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from sae_persona.artifacts import write_file
 from sae_persona.errors import ConfigError, HookError
@@ -50,7 +50,8 @@ def export_direction(model: LoadedModel, hook_name: str, edit: AddDirection, fol
     }
     vector = edit.direction.vector.detach().float().cpu().contiguous()
     with write_file(folder / DIRECTION) as partial:
-        save_file({"direction": vector}, partial, metadata={"steering": json.dumps(how)})
+        # Not `save_file`, whose files their owner alone can read.
+        partial.write_bytes(save({"direction": vector}, metadata={"steering": json.dumps(how)}))
     with write_file(folder / HOOK_FILE) as partial:
         shutil.copyfile(standalone.__file__, partial)
     written = [folder / DIRECTION, folder / HOOK_FILE]

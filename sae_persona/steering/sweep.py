@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from sae_persona.errors import ConfigError
 from sae_persona.model.generate import HookedEdit, sample
+from sae_persona.model.hooks import resolve_hook
 from sae_persona.model.load import LoadedModel
 from sae_persona.steering.directions import Direction
-from sae_persona.steering.edits import Window, check_strengths, check_width
+from sae_persona.steering.edits import Window, check_dosing, check_strengths, check_width
 from sae_persona.steering.fused import Condition, fused_edits
 from sae_persona.types import Completion, Estimate, Prompt
 
@@ -115,6 +116,9 @@ def draw_answers(
     """
     if not arms:
         raise ConfigError("a sweep needs at least one arm; got none.")
+    check_dosing(config.window, config.from_token, config.unit, *config.units.values())
+    for name in config.units:
+        resolve_hook(model.hf, name)
     for arm in arms:
         check_strengths([*arm.strengths, *([] if arm.unit is None else [arm.unit])])
         check_width(model, arm.direction, *arm.elsewhere.values())

@@ -80,8 +80,9 @@ def cache_folder() -> Path:
 
 def _endpoint(target: str, options: JudgeOptions) -> Endpoint:
     import_openai()
-    found = re.fullmatch(r"(?P<model>.+?)(?:@(?P<url>https?://.*))?", target)
-    assert found is not None
+    found = re.fullmatch(r"(?P<model>.*?)(?:@(?P<url>https?://.*))?", target)
+    if found is None or not found["model"].strip():
+        raise JudgeError("judge 'openai:' names no model; expected openai:MODEL or openai:MODEL@BASE_URL.")
     model, url = found["model"], found["url"]
     if url is None and re.search(r"@[\w.-]+(:\d+|/)", model[1:]):
         shown = target.partition("@")[0]

@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PrefixTuningConfig, get_peft_model
 from scipy.stats import chisquare
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
 
 from sae_persona.data.tokens import prompt_row
 from sae_persona.errors import ConfigError, DataError, HookError, ModelError
-from sae_persona.model.fan_out import n_blocks_before
+from sae_persona.model.fan_out import can_fan_out, n_blocks_before
 from sae_persona.model.generate import HookedEdit, draw_tokens, sample
 from sae_persona.model.hooks import Position, blocks
 from sae_persona.model.load import LoadedModel
@@ -295,14 +304,41 @@ def test_a_prompt_is_read_once_up_to_the_first_edit(
     assert found[0] != found[1] != found[2]
 
 
-def test_a_model_whose_blocks_lend_each_other_keys_reads_a_prompt_in_every_condition(talker: LoadedModel) -> None:
-    hf, rows = copy.deepcopy(talker.hf), []
-    hf.config.num_kv_shared_layers = 1
-    count_rows(hf, rows)
-    edits = [HookedEdit("blocks.1.hook_resid_post", push)]
-    found = answers(LoadedModel("lends", hf, talker.tokenizer), MIXED, n_conditions=3, edits=edits)
+def test_a_model_that_needs_all_rows_from_the_start_reads_a_prompt_in_every_condition(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    config = GPTBigCodeConfig(vocab_size=400, n_embd=32, n_layer=3, n_head=2, n_positions=64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = GPTBigCodeForCausalLM(config).eval()
+    model, rows = LoadedModel("code", hf, tokenizer), []
+    handles = count_rows(hf, rows)
+    found = answers(model, MIXED, n_conditions=3, edits=[HookedEdit("blocks.1.hook_resid_post", push)])
+    for handle in handles:
+        handle.remove()
     assert rows[0] == 3 * len(MIXED)
-    assert found == answers(talker, MIXED, n_conditions=3, edits=edits)
+    assert found[0] == answers(model, MIXED)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_learned_prefixes_are_there_for_every_row(talker: LoadedModel) -> None:
+    tuned = get_peft_model(copy.deepcopy(talker.hf), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    assert not can_fan_out(tuned.eval())
+    assert can_fan_out(talker.hf)
+
+
+def test_a_model_with_a_state_that_is_no_cache_of_keys_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    linear = {f"linear_{of}_head_dim": 8 for of in ("key", "value")} | {"linear_num_key_heads": 2}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    config = Qwen3NextConfig(
+        **{**sizes, **linear, **experts, "linear_num_value_heads": 2, "shared_expert_intermediate_size": 16},
+        **{"vocab_size": 400, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
+        num_hidden_layers=2,
+    )
+    model = LoadedModel("states", Qwen3NextForCausalLM(config).eval(), tokenizer)
+    with pytest.raises(ModelError, match=r"'states' keeps a state \(Linear.*\) whose rows cannot be copied"):
+        answers(model, FOUR_WORDS)
 
 
 def test_an_edit_is_told_what_each_token_is(talker: LoadedModel) -> None:

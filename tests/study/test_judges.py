@@ -46,6 +46,11 @@ def test_an_endpoint_is_a_model_and_perhaps_an_address(spec: str, model: str, ur
     assert judge.name == f"openai:{model}@{url} (9 tokens), alignment scale 1"
 
 
+def test_an_address_without_a_model_is_refused() -> None:
+    with pytest.raises(JudgeError, match="'openai:' names no model"):
+        build_judge("openai:@http://127.0.0.1:9/v1")
+
+
 @pytest.mark.parametrize("target", ["gpt@localhost:8000", "gpt@localhost/v1", "gpt@host.org:80/v1"])
 def test_an_address_without_http_is_taken_for_no_model(target: str) -> None:
     with pytest.raises(JudgeError, match=r"'openai:gpt@\.\.\.': a BASE_URL begins with http:// or https://"):
