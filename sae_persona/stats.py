@@ -147,8 +147,8 @@ def cohens_kappa(
     """How far two raters of the same answers agree beyond chance, with a 95 % interval over questions.
 
     `kappa = (p_o - p_e) / (1 - p_e)`, where p_o is the share of answers on which they agree and p_e the sum over labels
-    of the product of their shares. 1 is full agreement, 0 what their shares give by chance. None where both give one
-    and the same label to all answers: there is nothing to agree on.
+    of the product of their shares. 1 is full agreement, 0 what their shares give by chance. None where each gives
+    one label to all answers, the same or another: no rater varies, and nothing can agree beyond chance.
 
     The interval is the wider of `kappa ± t SE`, the jackknife over K questions with t of K - 1 degrees of freedom, and
     that of p_o (`clustered_share`) with p_e held fixed, which keeps its width where they agree on every answer.
@@ -163,7 +163,7 @@ def cohens_kappa(
     agree = np.array([one == other for one, other in zip(first, second, strict=True)], dtype=bool)
     share = clustered_share(agree, questions, seed=seed, n_boot=n_boot)
     names, coded = np.unique(np.asarray([*first, *second]), return_inverse=True)
-    if len(names) == 1:
+    if len(set(first)) == len(set(second)) == 1:
         return None
     _, question = np.unique(np.asarray(questions), return_inverse=True)
     tables = np.zeros((question.max() + 1, len(names), len(names)))
