@@ -34,7 +34,7 @@ from sae_persona.study.commands.shared import Progress, Sampling, counting, no_p
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.types import Completion, Estimate, Judge, Judgement, Prompt
 
-VERSION = 3
+VERSION = 4
 """Raised when the same inputs would give another folder."""
 PAGE = "report.html"
 SECOND, RESAMPLED, TRACES = "second.jsonl", "resampled.jsonl", "traces.jsonl"
