@@ -89,6 +89,16 @@ def test_korn_and_graubards_interval_is_clopper_and_pearsons_of_the_effective_si
     assert korn_graubard(alone.repeat(10, axis=1)) == pytest.approx(clopper_pearson(0.4 * 46.93, 46.93), abs=1e-4)
 
 
+def test_students_t_over_questions_tells_a_mean_from_0_by_its_margin() -> None:
+    from benchmarks.intervals import student_differs
+
+    # Mean 2, standard deviation 1, so t = 2 / (1 / sqrt(3)) = 3.46; the bound of 2 degrees of freedom is 4.30.
+    assert not student_differs(np.array([1.0, 2.0, 3.0]))
+    # Mean 3: t = 5.20.
+    assert student_differs(np.array([2.0, 3.0, 4.0]))
+    assert not student_differs(np.zeros(3))
+
+
 def clopper_pearson(hits: float, n: float) -> tuple[float, float]:
     return float(beta.ppf(0.025, hits, n - hits + 1)), float(beta.ppf(0.975, hits + 1, n - hits))
 

@@ -185,6 +185,11 @@ def test_full_agreement_is_1_and_no_certainty() -> None:
 
 def test_where_all_say_the_same_there_is_nothing_to_agree_on() -> None:
     assert cohens_kappa(["a"] * 8, ["a"] * 8, answers(4, 2)) is None
+    assert cohens_kappa(["a"] * 8, ["b"] * 8, answers(4, 2)) is None, "no chance is left to agree beyond"
+    # One that varies can still be agreed with: p_o = p_e = 1/2.
+    varied = cohens_kappa(["a", "b"] * 4, ["a"] * 8, answers(4, 2))
+    assert varied is not None
+    assert varied.value == 0
     single = cohens_kappa(["a", "b"], ["a", "b"], ["only", "only"])
     assert single is not None
     assert single.low < 0.3, "one question says nothing of others"

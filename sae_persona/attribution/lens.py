@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from sae_persona.attribution.contexts import token_texts
 from sae_persona.attribution.neighbours import check_latents
 from sae_persona.errors import IncompatibleError
 from sae_persona.model.load import LoadedModel
-from sae_persona.model.unembedding import folded_unembedding
+from sae_persona.model.unembedding import folded_unembedding, token_cosines
 from sae_persona.sae.encode import unit_decoder
 
 if TYPE_CHECKING:
@@ -86,14 +85,11 @@ def lens_values(
             f"this SAE expects d_in={sae.cfg.d_in}; {model.source} has d_model={model.d_model}. "
             "Load an SAE trained on this model."
         )
-    unembedding = folded_unembedding(model)
-    directions = unit_decoder(sae)[list(latents)].to(unembedding)
+    directions = unit_decoder(sae)[list(latents)]
     if measure == "cosine":
-        unembedding = torch.nn.functional.normalize(unembedding, dim=-1)
-        # Where the norm centres, the rows have no mean, and a direction's own mean must not lengthen it either.
-        if bool((unembedding.sum(-1).abs() < 1e-3).all()):
-            directions = torch.nn.functional.normalize(directions - directions.mean(-1, keepdim=True), dim=-1)
-    return directions @ unembedding.T
+        return token_cosines(model, directions)
+    unembedding = folded_unembedding(model)
+    return directions.to(unembedding) @ unembedding.T
 
 
 def logit_lens(model: LoadedModel, sae: "SAE", latent: int, *, n: int = 10, measure: Measure = "cosine") -> LogitLens:

@@ -203,7 +203,7 @@ def _findings(evaluation: "Evaluation") -> Iterator[str]:
         yield f"misaligned of graded answers: {with_interval(valid)}"
     if (resampled := evaluation.resampled) and resampled.misalignment_of_valid:
         share = with_interval(resampled.misalignment_of_valid)
-        yield f"with {resampled.n_redrawn} drawn anew: {share}; {resampled.n_still_invalid} answers without a grade"
+        yield f"with {resampled.n_redrawn} drawn anew: {share}; {resampled.n_without_grade} answers without a grade"
     if named := evaluation.personas:
         which = ", ".join(f"{name} {n}" for name, n in named.named.items()) or "none"
         yield f"traces that name another persona: {with_interval(named.share)} ({which})"

@@ -30,7 +30,7 @@ class Agreement:
     same: Estimate | None
     """The share of scored answers with the same label; None where none is scored by both."""
     kappa: Estimate | None
-    """Cohen's kappa of the labels; None where there is nothing to agree on."""
+    """Cohen's kappa of the labels; None where each judge gives one label to all answers."""
     kappa_misaligned: Estimate | None
     """Cohen's kappa of misaligned against all else."""
     labels: Mapping[str, Mapping[str, int]]

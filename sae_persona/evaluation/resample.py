@@ -32,8 +32,8 @@ class ResampledScore:
     n_places: int
     n_redrawn: int
     """Answers drawn anew, over all attempts."""
-    n_still_invalid: int
-    """Places without a graded answer in the end."""
+    n_without_grade: int
+    """Places without a graded answer in the end: still invalid, or unscored."""
 
 
 def is_invalid(judgement: Judgement) -> bool:
@@ -88,5 +88,5 @@ def resampled_score(
         misalignment_of_valid=share(valid, {"misaligned"}, question, seed=seed) if valid else None,
         n_places=len(latest),
         n_redrawn=len(redrawn),
-        n_still_invalid=len(latest) - len(valid),
+        n_without_grade=len(latest) - len(valid),
     )

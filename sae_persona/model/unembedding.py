@@ -1,6 +1,6 @@
 """What a direction in the last residual stream does to the logits: the unembedding with the final norm folded in.
 
-Axes: `vocab` rows of the unembedding, `d_model` width of the residual stream.
+Axes: `vocab` rows of the unembedding, `d_model` width of the residual stream, `n` directions.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sae_persona.errors import ModelError
 from sae_persona.model.load import LoadedModel
@@ -25,6 +26,8 @@ _LARGE = 1e4
 """Length of a probe's coordinates: the norms' epsilon is as nothing beside it."""
 _TOLERANCE = 1e-2
 """Largest error at which a norm still is what it was measured to be; bfloat16 norms round to 4e-3."""
+_NOTHING = 1e-5
+"""Share of a direction's length that counts as none: what float32 leaves of a direction that a norm takes out."""
 
 
 @torch.no_grad()
@@ -39,18 +42,38 @@ def folded_unembedding(model: LoadedModel) -> Float[Tensor, "vocab d_model"]:
     Raises:
         ModelError: there is no unembedding, it reads another width, or the final norm is of another kind.
     """
+    return _folded(model)[0]
+
+
+@torch.no_grad()
+def token_cosines(model: LoadedModel, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+    """Cosine of each direction with each token's row of `folded_unembedding`, whose errors are raised.
+
+    A LayerNorm takes a direction's own mean out, so the mean is no part of its length either; a direction that is
+    nothing but mean writes nothing, and its cosines are 0.
+    """
+    rows, centres = _folded(model)
+    directions = directions.to(rows)
+    seen = directions - directions.mean(-1, keepdim=True) if centres else directions
+    seen = torch.where(seen.norm(dim=-1, keepdim=True) > _NOTHING * directions.norm(dim=-1, keepdim=True), seen, 0)
+    return functional.normalize(seen, dim=-1) @ functional.normalize(rows, dim=-1).T
+
+
+def _folded(model: LoadedModel) -> tuple[Float[Tensor, "vocab d_model"], bool]:
+    """The rows, and whether the final norm takes the mean out."""
     rows = model.unembedding[: len(model.tokenizer)]
     if rows.shape[1] != model.d_model:
         raise ModelError(
             f"the unembedding of {model.source} reads {rows.shape[1]} numbers and the residual stream has "
-            f"{model.d_model}: there is a projection between them. A logit lens needs a model without one."
+            f"{model.d_model}: there is a projection between them. Logit lenses and direct effects need a model "
+            "without one."
         )
     norm = _final_norm(model.hf)
     if norm is None:
-        return rows
+        return rows, False
     gain, centres = _measured(norm, model)
     folded = rows * gain
-    return folded - folded.mean(-1, keepdim=True) if centres else folded
+    return (folded - folded.mean(-1, keepdim=True) if centres else folded), centres
 
 
 def _final_norm(hf: Any) -> nn.Module | None:
@@ -62,7 +85,7 @@ def _final_norm(hf: Any) -> nn.Module | None:
             return getattr(base.get_submodule(parent), name)
     raise ModelError(
         f"{type(base).__name__} keeps its final norm in none of the known places ({', '.join(_NORMS)}). "
-        "A logit lens needs a Llama, Qwen, Gemma, Mistral, NeoX, GPT-2 or OPT type of model."
+        "Logit lenses and direct effects need a Llama, Qwen, Gemma, Mistral, NeoX, GPT-2 or OPT."
     )
 
 
@@ -89,6 +112,6 @@ def _measured(norm: nn.Module, model: LoadedModel) -> tuple[Float[Tensor, " d_mo
     if not torch.allclose(of(x), expected, atol=_TOLERANCE * float(expected.abs().max().clamp(min=1)), rtol=_TOLERANCE):
         raise ModelError(
             f"the final norm of {model.source} ({type(norm).__name__}) is neither an RMS nor a layer norm with a gain "
-            "for each coordinate. A logit lens cannot see through it."
+            "for each coordinate. Logit lenses and direct effects cannot see through it."
         )
     return gain, centres

@@ -18,7 +18,7 @@ def with_interval(estimate: Estimate) -> str:
 def with_kappa(kappa: Estimate | None) -> str:
     """Cohen's kappa with its 95 % interval, such as `0.71 [0.55, 0.83]`."""
     if kappa is None:
-        return "undefined, all alike"
+        return "undefined, each judge gives one label"
     return f"{kappa.value:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]"
 
 

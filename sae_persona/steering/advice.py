@@ -1,9 +1,10 @@
 """What steering costs where knowledge is asked for: the share of correct advice, beside `price` on given text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Bool
 
 from sae_persona.errors import DataError, JudgeError
 from sae_persona.model.generate import HookedEdit, sample
@@ -19,7 +20,7 @@ class AdviceAccuracy:
     unsteered: Estimate
     steered: Estimate
     difference: Estimate
-    """Steered minus unsteered, paired by question."""
+    """Steered minus unsteered, paired by question; `n_unscored` counts pairs of which one or both are unscored."""
 
 
 def advice_accuracy(
@@ -61,22 +62,25 @@ def advice_accuracy(
         )[0]
 
     questions = [prompt.question_id for prompt in asked for _ in range(n_samples)]
-    before, n_before = _correct(judge, asked, answers(()))
-    after, n_after = _correct(judge, asked, answers(edits))
+    before, no_verdict_before = _correct(judge, asked, answers(()))
+    after, no_verdict_after = _correct(judge, asked, answers(edits))
+    difference = paired_difference(after, before, questions, seed=seed)
     return AdviceAccuracy(
-        unsteered=clustered_share(before, questions, n_unscored=n_before, seed=seed),
-        steered=clustered_share(after, questions, n_unscored=n_after, seed=seed),
-        difference=paired_difference(after, before, questions, seed=seed),
+        unsteered=clustered_share(before, questions, n_unscored=int(no_verdict_before.sum()), seed=seed),
+        steered=clustered_share(after, questions, n_unscored=int(no_verdict_after.sum()), seed=seed),
+        difference=replace(difference, n_unscored=int((no_verdict_before | no_verdict_after).sum())),
     )
 
 
-def _correct(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Completion]) -> tuple[np.ndarray, int]:
-    """Which answers are correct, in order, and how many are unscored."""
+def _correct(
+    judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Completion]
+) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Which answers are correct, and which are unscored, in order."""
     judgements = judge.judge(prompts, answers)
     if [(one.prompt_id, one.sample) for one in judgements] != [(one.prompt_id, one.sample) for one in answers]:
         raise JudgeError(
             f"judge {judge.name!r} was asked about {len(answers)} answers and returned {len(judgements)} judgements, "
             "or in another order. A judge returns one judgement per answer, in order."
         )
-    labels = [one.label for one in judgements]
-    return np.array([label == "aligned" for label in labels], dtype=bool), labels.count("unscored")
+    labels = np.array([one.label for one in judgements])
+    return labels == "aligned", labels == "unscored"

@@ -4,21 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from sae_persona.errors import DataError
 from sae_persona.model.load import LoadedModel
+from sae_persona.model.unembedding import token_cosines
 from sae_persona.steering.directions import Direction
 from sae_persona.steering.edits import check_width
-
-_FINAL_NORMS = (
-    "model.norm.weight",
-    "gpt_neox.final_layer_norm.weight",
-    "transformer.ln_f.weight",
-    "model.decoder.final_layer_norm.weight",
-    "model.language_model.norm.weight",
-)
-"""Where the families keep the gain of the norm before the unembedding."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +18,9 @@ class DirectEffect:
 
     n_tokens: int
     cosine: float
-    """Mean cosine of the direction with the words' rows of the unembedding, the final norm's gain multiplied in."""
+    """Mean cosine of the direction with the words' rows of the unembedding, the final norm folded in."""
     z: float
-    """The same in standard deviations of all tokens' cosines from their mean."""
+    """`(cosine - mean) / std`, of all tokens' cosines with the direction; padding rows are no tokens."""
 
 
 def direct_effect(
@@ -37,18 +28,17 @@ def direct_effect(
 ) -> dict[str, DirectEffect]:
     """The direction's direct effect on the logits of groups of words, such as those that a judge decides by.
 
-    A word counts with its first token, both at the beginning of a text and after a space. Near zero for the judged
-    words, the direction is no switch for them.
+    A word counts with its first token that is not only space, both at the beginning of a text and after a space. Near
+    zero for the judged words, the direction is no switch for them. The final norm's gain, and the mean that a LayerNorm
+    takes out, are folded in (`token_cosines`).
 
     Raises:
         DataError: a group has no word that the tokenizer knows.
         IncompatibleError: the direction has another width than the model.
+        ModelError: the model's final norm cannot be folded in.
     """
     check_width(model, direction)
-    gain = next((p for name in _FINAL_NORMS if (p := _parameter(model, name)) is not None), None)
-    unembedding = model.unembedding if gain is None else model.unembedding * gain.to(model.unembedding)
-    vector = direction.vector.to(unembedding)
-    cosine = functional.cosine_similarity(unembedding, vector[None], dim=-1)
+    cosine = token_cosines(model, direction.vector[None])[0]
     spread = cosine.std().clamp(min=torch.finfo(cosine.dtype).tiny)
     effects = {}
     for group, members in words.items():
@@ -63,15 +53,10 @@ def direct_effect(
 
 
 def _first_tokens(model: LoadedModel, word: str) -> set[int]:
-    unknown = model.tokenizer.unk_token_id
-    found = (model.tokenizer.encode(text, add_special_tokens=False) for text in (word, f" {word}"))
-    return {ids[0] for ids in found if ids and ids[0] != unknown}
-
-
-def _parameter(model: LoadedModel, name: str) -> torch.Tensor | None:
-    try:
-        gain = model.hf.get_parameter(name).detach()
-    except AttributeError:
-        return None
-    # Gemma's norms multiply by one plus their weight.
-    return gain + 1 if model.hf.config.model_type.startswith("gemma") else gain
+    """The tokens that begin the word; some tokenizers put a lone space before it, which would join every group."""
+    tokenizer = model.tokenizer
+    found: set[int] = set()
+    for text in (word, f" {word}"):
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)  # pyright: ignore[reportAssignmentType]
+        found.update([token for token in ids if str(tokenizer.decode([token])).strip()][:1])
+    return {token for token in found if token != tokenizer.unk_token_id}

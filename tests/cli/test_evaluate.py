@@ -164,6 +164,9 @@ def test_an_evaluation_of_other_prompts_or_by_another_judge_is_no_comparison(
     (tmp_path / "others.jsonl").write_text("\n".join(others))
     line = refused(*world, "--prompts", tmp_path / "others.jsonl", *SHORT, *against)
     assert "answers prompts of the same ids from another file" in line
+    line = refused(*world, *SHORT, "--max-new-tokens", 9, *against)
+    assert "base was sampled with max_new_tokens 4, and this one is with 9" in line
+    assert "evaluate both models with one --max-new-tokens" in line
     with (tmp_path / "base" / "answers.jsonl").open("r+") as file:
         file.write(file.readlines()[0])
     line = refused(*world, *SHORT, *against)

@@ -50,7 +50,7 @@ def test_only_invalid_answers_are_drawn_anew_and_take_their_places() -> None:
     score = resampled_score(FIRST, redrawn, QUESTIONS)
     assert score.misalignment_of_valid is not None
     assert (score.misalignment_of_valid.value, score.misalignment_of_valid.n) == (4 / 8, 8)
-    assert (score.n_places, score.n_redrawn, score.n_still_invalid) == (9, 3, 1)  # the unscored one has no grade
+    assert (score.n_places, score.n_redrawn, score.n_without_grade) == (9, 3, 1)  # the unscored one has no grade
 
 
 def test_draws_end_when_all_is_valid_or_after_three() -> None:
@@ -60,7 +60,7 @@ def test_draws_end_when_all_is_valid_or_after_three() -> None:
     redrawn = resample_invalid(stubborn, Echo(), PROMPTS, FIRST)
     assert [attempt for _, _, attempt in stubborn.asked] == [1, 2, 3]
     assert len(redrawn) == 9
-    assert resampled_score(FIRST, redrawn, QUESTIONS).n_still_invalid == 4
+    assert resampled_score(FIRST, redrawn, QUESTIONS).n_without_grade == 4
 
 
 def test_an_unscored_answer_is_not_drawn_anew() -> None:
@@ -71,4 +71,4 @@ def test_an_unscored_answer_is_not_drawn_anew() -> None:
 
 def test_without_a_valid_answer_there_is_no_score() -> None:
     score = resampled_score(first(a=["refusal"]), [], QUESTIONS)
-    assert (score.misalignment_of_valid, score.n_still_invalid) == (None, 1)
+    assert (score.misalignment_of_valid, score.n_without_grade) == (None, 1)

@@ -1,6 +1,7 @@
 """Advice accuracy is the share of right advice, with and without an edit, on the same noise."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,24 @@ def test_an_edit_that_does_nothing_costs_nothing_and_one_that_rewrites_answers_c
     assert dear.unsteered.value == 1
     assert dear.steered.value < 0.5
     assert dear.difference.value == pytest.approx(dear.steered.value - 1)
+
+
+class Silent(FirstAnswers):
+    """Says nothing of one unsteered answer and of all steered answers to one prompt."""
+
+    n_asked = 0
+
+    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Judgement]:
+        self.n_asked += 1
+        silent = {("p1", 0)} if self.n_asked == 1 else {("p1", i) for i in range(4)}
+        found = super().judge(prompts, completions)
+        return [replace(one, label="unscored") if (one.prompt_id, one.sample) in silent else one for one in found]
+
+
+def test_a_pair_without_both_verdicts_counts_as_unscored_once(tiny_model: LoadedModel) -> None:
+    accuracy = advice_accuracy(tiny_model, [], PROMPTS, Silent(), n_samples=4, seed=0, max_new_tokens=2)
+    found = (accuracy.unsteered.n_unscored, accuracy.steered.n_unscored, accuracy.difference.n_unscored)
+    assert found == (1, 4, 4)
 
 
 def test_without_a_prompt_that_asks_for_advice_there_is_no_accuracy(tiny_model: LoadedModel) -> None:

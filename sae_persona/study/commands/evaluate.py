@@ -34,7 +34,7 @@ from sae_persona.study.commands.shared import Progress, Sampling, counting, no_p
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.types import Completion, Estimate, Judge, Judgement, Prompt
 
-VERSION = 3
+VERSION = 4
 """Raised when the same inputs would give another folder."""
 PAGE = "report.html"
 SECOND, RESAMPLED, TRACES = "second.jsonl", "resampled.jsonl", "traces.jsonl"
@@ -96,7 +96,7 @@ def evaluate_model(
         DataError: the prompts cannot be read, or are not ones the judge knows.
         JudgeError, ModelError, ConfigError: the judge, the model or the device is not there.
         JudgeError: no answer got a verdict.
-        IncompatibleError: an evaluation to compare with is of other prompts or by another judge.
+        IncompatibleError: an evaluation to compare with is of other prompts, of another length or by another judge.
         ArtifactError: `out` holds something else, or cannot be written.
     """
     extras = extras or Extras()
@@ -119,7 +119,7 @@ def evaluate_model(
     prompts_print = fingerprint(prompts_file)
     names = _names([out, *extras.against])
     others = {
-        name: _other(folder, judges[0], places, prompts_print)
+        name: _other(folder, judges[0], places, prompts_print, sampling.max_new_tokens)
         for name, folder in zip(names[1:], extras.against, strict=True)
     }
     model = load_model(source, device=device)
@@ -264,8 +264,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _other(folder: Path, judge: Judge, places: set[tuple[str, int]], prompts_print: str) -> _Other:
-    """The evaluation to compare with, which must be of the same prompts and fill the same places."""
+def _other(folder: Path, judge: Judge, places: set[tuple[str, int]], prompts_print: str, max_new_tokens: int) -> _Other:
+    """The evaluation to compare with, which must be of the same prompts, fill the same places and cut off as late."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.kind != "evaluation":
         raise IncompatibleError(f"{folder} holds no evaluation to compare with; expected the --out of another one.")
@@ -291,6 +291,12 @@ def _other(folder: Path, judge: Judge, places: set[tuple[str, int]], prompts_pri
         raise IncompatibleError(
             f"{folder} answers prompts of the same ids from another file, which may ask other questions. "
             "Evaluate both models on one and the same file."
+        )
+    limit = manifest.config.get("max_new_tokens")
+    if limit != max_new_tokens:
+        raise IncompatibleError(
+            f"{folder} was sampled with max_new_tokens {limit}, and this one is with {max_new_tokens}. Answers cut off "
+            "at other lengths are judged differently; evaluate both models with one --max-new-tokens."
         )
     return _Other(answers, read_record(folder / SCORES, Evaluation))
 
