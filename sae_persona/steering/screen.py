@@ -7,6 +7,7 @@ only measured, on other prompts with fresh samples.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sae_persona.stats import at_most
 from sae_persona.steering.edits import Window
 from sae_persona.steering.sweep import Dose
 from sae_persona.types import Estimate
@@ -41,6 +42,11 @@ class Choice:
     """The largest effect of any control direction."""
 
 
+def is_coherent(added_incoherence: float, *, gate: float = MAX_ADDED_INCOHERENCE) -> bool:
+    """Whether a rise of the incoherent share over unsteered, or a mean of such rises, stays within the gate."""
+    return at_most(added_incoherence, gate)
+
+
 def best_dose(
     doses: Sequence[Dose], *, window: Window, max_added_incoherence: float = MAX_ADDED_INCOHERENCE
 ) -> Screened:
@@ -56,7 +62,7 @@ def best_dose(
     for dose in doses:
         if dose.is_unsteered:
             continue
-        if _rise(dose.measures, unsteered.measures, "incoherence") > max_added_incoherence:
+        if not is_coherent(_rise(dose.measures, unsteered.measures, "incoherence"), gate=max_added_incoherence):
             continue
         effect = _rise(dose.measures, unsteered.measures, "target")
         if effect > best.effect:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sae_persona.steering.directions import Direction
-from sae_persona.steering.screen import Screened, aimed_at, best_dose, choose, extensions
+from sae_persona.steering.screen import Screened, aimed_at, best_dose, choose, extensions, is_coherent
 from sae_persona.steering.sweep import Dose
 from sae_persona.types import Estimate
 
@@ -36,6 +38,23 @@ def test_the_best_dose_is_the_strongest_coherent_one() -> None:
 
 def test_the_gate_counts_from_the_unsteered_rate() -> None:
     assert best_dose([dose(0, 0.0, 0.30), dose(1, 0.5, 0.39)], window="all").effect == 0.5
+
+
+@given(st.data())
+def test_ten_points_more_of_any_count_of_answers_pass_and_one_answer_more_does_not(data: st.DataObject) -> None:
+    added = data.draw(st.integers(1, 2000), label="a tenth of the answers")
+    before = data.draw(st.integers(0, 9 * added - 1), label="incoherent, unsteered")
+    still, exact, beyond = (
+        dose(s, t, (before + k) / (10 * added)) for s, t, k in ((0, 0, 0), (1, 0.5, added), (2, 0.9, added + 1))
+    )
+    assert best_dose([still, exact, beyond], window="all").strength == 1
+
+
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=9))
+def test_models_that_add_ten_points_each_are_coherent_in_the_mean(before: list[int]) -> None:
+    rises = [(one + 10) / 100 - one / 100 for one in before]
+    assert is_coherent(sum(rises) / len(rises))
+    assert not is_coherent((sum(rises) + 0.01) / len(rises))
 
 
 def test_the_gate_can_be_narrower() -> None:
