@@ -59,8 +59,9 @@ class ArmFinding:
     arm: DirectionKind
     name: str
     latents: tuple[int, ...]
-    strength: float
-    """0 where no dose is coherent."""
+    strength: float | None
+    """None where no dose is coherent: the changes below are then the unsteered model's, 0. A latent can be clamped to
+    0."""
     change: Estimate
     """Of the misaligned share, steered minus unsteered, paired by question."""
     added_incoherence: float

@@ -256,7 +256,7 @@ class _Found:
             kind,
             name,
             latents,
-            best.strength,
+            best.strength if coherent else None,
             compare(self.panel.core, after, before).misalignment,
             change(best, "incoherence"),
             compare(self.panel.others, after, before).misalignment if self.panel.others else None,
