@@ -121,6 +121,7 @@ class ScreenedLatent:
     repaired: float | None
     """Rise of the aligned share of the misaligned models, in the mean, when it is subtracted."""
     repaired_at: float | None
+    """The one strength at which that mean is largest."""
     protected: float | None
     """The same when it is added."""
     protected_at: float | None

@@ -1,6 +1,7 @@
 """The causal ranking of many latents: its order, its roles, and that it goes on where it stopped."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from sae_persona.sae.load import save_sae
 from sae_persona.steering.screen import Screened
 from sae_persona.study.commands import screen
 from sae_persona.study.commands.dosage import Company, Dosage
+from sae_persona.study.commands.panel import Panel
 from sae_persona.study.commands.screen import Best, rank_by_effect, screen_latents
 from sae_persona.study.commands.shared import Sampling
+from sae_persona.types import Estimate
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -101,6 +104,37 @@ def test_a_screen_that_was_interrupted_goes_on(
     assert json.loads((tmp_path / "x" / "screen.json").read_text())["n_controls"] == 2
     run(stop=len(calls) + 1)
     assert len(calls) == 7, "what is done is read"
+
+
+def test_several_models_are_reported_at_one_strength_that_was_tried(
+    sae: Path, tiny_world: BuiltWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (tiny_world.folder / "prompts" / "selection.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "prompts.jsonl").write_text("".join(lines[:1]))
+    drawn = random.Random(0)
+
+    def made_up(*_: object) -> dict[str, Estimate]:
+        """Any effect, at most 9 points of incoherence."""
+        shares = {"misalignment": drawn.random(), "aligned": drawn.random(), "incoherence": 0.09 * drawn.random()}
+        return {name: Estimate(value, value, value, 10, 5, 0) for name, value in shares.items()}
+
+    monkeypatch.setattr(Panel, "measures", made_up)
+    bad = str(tiny_world.folder / tiny_world.names("misaligned")[0])
+    rows, _ = screen_latents(
+        str(tiny_world.folder / "aligned"),
+        sae_source=str(sae),
+        latents=range(12),
+        misaligned=[bad, bad, bad],
+        dosage=Dosage((1.0, 2.0, 4.0)),
+        prompts_file=tmp_path / "prompts.jsonl",
+        judge=f"world:{tiny_world.folder}",
+        sampling=Sampling(1, 1, 0),
+        out=tmp_path / "x",
+        company=Company(),
+    )
+    assert {row.repaired_at for row in rows} <= {0, -1, -2, -4}
+    assert {row.protected_at for row in rows} <= {0, 1, 2, 4}
+    assert {row.protected_at for row in rows} - {0}, "some dose raises something"
 
 
 def test_a_screen_of_nothing_or_with_signs_is_refused(sae: Path, tiny_world: BuiltWorld, tmp_path: Path) -> None:
