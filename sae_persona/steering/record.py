@@ -125,6 +125,11 @@ class ScreenedLatent:
     protected: float | None
     """The same when it is added."""
     protected_at: float | None
+    induced_p: float | None = None
+    """`(1 + controls with an effect at least as large) / (1 + controls)`, each at its best dose: the p-value of
+    this latent alone, whatever the number that is screened. None where the response was not measured."""
+    repaired_p: float | None = None
+    protected_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,3 +142,6 @@ class ScreenFindings:
     best_control: Mapping[str, float]
     """The largest effect of any control, by response."""
     notes: tuple[str, ...] = ()
+    expected_by_luck: float | None = None
+    """`latents / (controls + 1)`: how many drivers, and how many protectors, the screen would find on average if all
+    latents moved as controls do, or fewer where effects tie or are below 5 points; None without controls."""

@@ -12,7 +12,9 @@ from sae_persona.errors import ConfigError
 from sae_persona.evaluation.model_judge import Plan, no_plan
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.report.screen import render_screen
+from sae_persona.report.words import counted
 from sae_persona.sae.load import check_fits, hook_name_of, load_sae
+from sae_persona.stats import at_most
 from sae_persona.steering.directions import latent_direction
 from sae_persona.steering.edits import check_strengths
 from sae_persona.steering.record import MIN_EFFECT, NO_CARRY_OVER, ScreenedLatent, ScreenFindings
@@ -32,7 +34,7 @@ from sae_persona.study.commands.shared import (
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.study.stages import Stages
 
-VERSION = 4
+VERSION = 5
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS, PAGE = "screen.jsonl", "screen.csv", "screen.json", "screen.html"
 N_TOGETHER = 8
@@ -134,7 +136,8 @@ def screen_latents(
                 for i, of_arm in enumerate(zip(*of_models, strict=True)):
                     found[i][name] = bench.best(arms[i], of_arm)
             rows, findings = rank_by_effect(found[: len(candidates)], found[len(candidates) :], places)
-            findings = replace(findings, notes=() if panel.others else (NO_CARRY_OVER,))
+            if not panel.others:
+                findings = replace(findings, notes=(*findings.notes, NO_CARRY_OVER))
             write_jsonl(folder / ROWS, rows)
             write_csv(folder / TABLE, map(asdict, rows))
             write_json(folder / FINDINGS, findings)
@@ -150,13 +153,21 @@ def rank_by_effect(
     """Rows in the order of what was induced, then protected; roles by what no control reaches.
 
     A latent is a driver where adding it raises misalignment, a protector where adding it to misaligned models raises
-    the aligned share: in both cases by more than every control does and by at least 5 points.
+    the aligned share: in both cases by more than every control does and by more than 5 points.
+
+    A candidate that moves as a control does is the largest of itself and n controls once in n + 1 times, so luck calls
+    `candidates / (n + 1)` of them on average, for each role. Nothing is corrected for that: it is told.
     """
     responses: tuple[Response, ...] = tuple(candidates[0])
     best_control = {name: max((one[name].effect for one in controls), default=0.0) for name in responses}
 
     def exceeds(best: Best, name: Response) -> bool:
-        return name in best and best[name].effect > max(best_control[name], MIN_EFFECT)
+        return name in best and not at_most(best[name].effect, max(best_control[name], MIN_EFFECT))
+
+    def p_value(best: Best, name: Response) -> float | None:
+        if name not in best:
+            return None
+        return (1 + sum(at_most(best[name].effect, one[name].effect) for one in controls)) / (1 + len(controls))
 
     order = sorted(candidates, key=lambda one: tuple(-one[name].effect for name in ("induced", *responses[:0:-1])))
     rows = []
@@ -177,6 +188,9 @@ def rank_by_effect(
                 repaired_at=best["repaired"].strength if "repaired" in best else None,
                 protected=best["protected"].effect if "protected" in best else None,
                 protected_at=best["protected"].strength if "protected" in best else None,
+                induced_p=p_value(best, "induced"),
+                repaired_p=p_value(best, "repaired"),
+                protected_p=p_value(best, "protected"),
             )
         )
     return rows, ScreenFindings(
@@ -184,6 +198,20 @@ def rank_by_effect(
         protectors=tuple(row.latent for row in rows if row.role in ("protector", "both")),
         n_controls=len(controls),
         best_control=best_control,
+        notes=(_by_luck(len(candidates), len(controls), responses),),
+        expected_by_luck=len(candidates) / (len(controls) + 1) if controls else None,
+    )
+
+
+def _by_luck(n: int, n_controls: int, responses: Sequence[Response]) -> str:
+    """What luck alone would find among `n` candidates, and why effects are to be measured again."""
+    maxima = "effects are maxima over doses, so measure chosen latents with steer on other prompts."
+    if not n_controls:
+        return maxima.capitalize()
+    others = " and as many protectors" if "protected" in responses else ""
+    return (
+        f"Among {counted(n, 'latent')} without any effect luck would find {n / (n_controls + 1):.2f} drivers{others} "
+        f"on average, {n} / ({counted(n_controls, 'control')} + 1); {maxima}"
     )
 
 
