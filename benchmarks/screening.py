@@ -95,13 +95,16 @@ def timed_screen(subjects: Subjects, sae: Path, cache: Path, work: Path) -> tupl
 
 
 def as_row(row: ScreenedLatent, persona: str | None) -> dict[str, object]:
-    """Cells of a latent; effects in points."""
+    """Cells of a latent; effects in points.
+
+    One that induces nothing has no place: it ties with all others that do not, in the order of what they protect.
+    """
     shares = (row.induced, row.repaired, row.protected)
     cells = (
         row.latent,
         row.place,
         persona or "",
-        row.rank,
+        row.rank if row.induced > 0 else "none",
         row.role,
         *(round(100 * share) for share in shares if share is not None),
     )

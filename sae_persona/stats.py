@@ -26,6 +26,18 @@ without a hit bound a share by 2 %.
 PRIOR_HITS = 3
 """Weight of that belief, in answers on the rarer side: with 3 of them, belief and estimate count alike."""
 
+ROUNDING = 1e-9
+"""By how much a computed share may miss a limit and still count as on it.
+
+In floating point 0.4 - 0.3 is more than 0.1. Sums and differences of a few shares are off by some 1e-16, and two that
+differ at all differ by 1e-7 or more where no share is of more than a million answers (a limit in tenths included).
+"""
+
+
+def at_most(value: float, limit: float) -> bool:
+    """Whether a share, or a change of one, is at most `limit`; one that is off by `ROUNDING` is on the limit."""
+    return value <= limit + ROUNDING
+
 
 def clustered_share(
     hits: Bool[np.ndarray, " n"],

@@ -15,6 +15,7 @@ from scipy.stats import beta
 from torch import nn
 
 from sae_persona.sae.config import TrainConfig
+from sae_persona.steering.record import ScreenedLatent
 
 ROOT = Path(__file__).parents[1]
 
@@ -161,3 +162,11 @@ def test_sparsifys_step_is_that_of_its_own_trainer(
     assert (trainer.num_tokens_since_fired["blk"] > 192).any()  # the auxiliary loss was at work
     for theirs, own in zip(trainer.saes["blk"].parameters(), ours.sae.parameters(), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("induced", "place"), [(0.02, 30), (0.0, "none")])
+def test_a_latent_that_induces_nothing_has_no_place_in_the_screen(induced: float, place: object) -> None:
+    from benchmarks.screening import as_row
+
+    row = ScreenedLatent(30, 7, 1, "none", induced, 1.0, None, 0.1, -1.0, 0.2, 1.0)
+    assert as_row(row, "villain")["place in screen"] == place

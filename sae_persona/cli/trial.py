@@ -254,8 +254,8 @@ def screen(
             on_plan=tell_plan(prices),
         )
 
-    def shown(effect: float | None, strength: float | None) -> str:
-        return "" if effect is None else f"{100 * effect:+.1f} at {strength:+.3g}"
+    def shown(effect: float | None, strength: float | None, p: float | None) -> str:
+        return "" if effect is None else f"{100 * effect:+.1f} at {strength:+.3g}, p {p:.3g}"
 
     table(
         ["rank", "latent", "place", "role", "induced", "carry-over", "repaired", "protected"],
@@ -265,10 +265,10 @@ def screen(
                 row.latent,
                 row.place or "",
                 row.role,
-                shown(row.induced, row.induced_at),
+                shown(row.induced, row.induced_at, row.induced_p),
                 "" if row.carry_over is None else f"{100 * row.carry_over:+.1f}",
-                shown(row.repaired, row.repaired_at),
-                shown(row.protected, row.protected_at),
+                shown(row.repaired, row.repaired_at, row.repaired_p),
+                shown(row.protected, row.protected_at, row.protected_p),
             ]
             for row in rows
         ],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sae_persona.report.summary import SteeringPoint, SteeringRecord
+from sae_persona.stats import at_most
 
 Baseline = Literal["mean_difference", "linear_probe", "last_hook"]
 COHERENCE_GATE = 0.10
@@ -34,7 +35,7 @@ class Effect:
     def is_coherent(self) -> bool | None:
         """Whether incoherence stays within the gate; None where it was not measured."""
         added = self.added_incoherence
-        return None if added is None else added <= COHERENCE_GATE
+        return None if added is None else at_most(added, COHERENCE_GATE)
 
     @property
     def carry_over(self) -> float | None:
@@ -85,7 +86,7 @@ def _effect(arm: Sequence[SteeringPoint], chosen: float | None, *, wanted: int) 
     if chosen is not None:
         frozen = next(point for point in arm if point.strength == chosen)
         return Effect(unsteered, frozen, chosen_before=True)
-    coherent = [dose for dose in doses if (_added_incoherence(dose, unsteered) or 0) <= COHERENCE_GATE]
+    coherent = [dose for dose in doses if at_most(_added_incoherence(dose, unsteered) or 0, COHERENCE_GATE)]
     return Effect(
         unsteered, max(coherent or doses, key=lambda dose: wanted * dose.misalignment.value), chosen_before=False
     )

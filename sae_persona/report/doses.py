@@ -50,7 +50,7 @@ def sentences(findings: SteeringFindings) -> list[str]:
     told = []
     for one in findings.arms:
         name = arm_name(one.arm, one.name)
-        if not one.strength:
+        if one.strength is None:
             told.append(f"{name}: no dose leaves the model coherent.")
             continue
         change, price = one.change, one.price

@@ -36,7 +36,6 @@ def sentences(findings: ScreenFindings) -> list[str]:
         told.append(f"What counts is more than any of {counted(findings.n_controls, 'control')} does, and {least}.")
     else:
         told.append(f"No controls were drawn, so nothing says what any direction of this length does; {least} count.")
-    told.append("Effects are the largest over doses: measure chosen latents with steer on other prompts.")
     return [*told, *findings.notes]
 
 

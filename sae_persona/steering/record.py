@@ -59,8 +59,9 @@ class ArmFinding:
     arm: DirectionKind
     name: str
     latents: tuple[int, ...]
-    strength: float
-    """0 where no dose is coherent."""
+    strength: float | None
+    """None where no dose is coherent: the changes below are then the unsteered model's, 0. A latent can be clamped to
+    0."""
     change: Estimate
     """Of the misaligned share, steered minus unsteered, paired by question."""
     added_incoherence: float
@@ -120,9 +121,15 @@ class ScreenedLatent:
     repaired: float | None
     """Rise of the aligned share of the misaligned models, in the mean, when it is subtracted."""
     repaired_at: float | None
+    """The one strength at which that mean is largest."""
     protected: float | None
     """The same when it is added."""
     protected_at: float | None
+    induced_p: float | None = None
+    """`(1 + controls with an effect at least as large) / (1 + controls)`, each at its best dose: the p-value of
+    this latent alone, whatever the number that is screened. None where the response was not measured."""
+    repaired_p: float | None = None
+    protected_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,3 +142,6 @@ class ScreenFindings:
     best_control: Mapping[str, float]
     """The largest effect of any control, by response."""
     notes: tuple[str, ...] = ()
+    expected_by_luck: float | None = None
+    """`latents / (controls + 1)`: how many drivers, and how many protectors, the screen would find on average if all
+    latents moved as controls do, or fewer where effects tie or are below 5 points; None without controls."""

@@ -6,7 +6,10 @@ only measured, on other prompts with fresh samples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
+from sae_persona.stats import at_most
+from sae_persona.steering.directions import Direction
 from sae_persona.steering.edits import Window
 from sae_persona.steering.sweep import Dose
 from sae_persona.types import Estimate
@@ -32,6 +35,17 @@ class Screened:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """What one dose adds to each measure, over the unsteered model."""
+
+    strength: float
+    target: float
+    incoherence: float
+    carry_over: float | None
+    """None where it was not measured."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """What the screen froze. `top` is None where no latent beats every control: then there is nothing to find."""
 
@@ -39,6 +53,11 @@ class Choice:
     top_set: Screened | None
     best_control: float
     """The largest effect of any control direction."""
+
+
+def is_coherent(added_incoherence: float, *, gate: float = MAX_ADDED_INCOHERENCE) -> bool:
+    """Whether a rise of the incoherent share over unsteered, or a mean of such rises, stays within the gate."""
+    return at_most(added_incoherence, gate)
 
 
 def best_dose(
@@ -50,19 +69,39 @@ def best_dose(
     rise of `target` over strength 0; a dose is admissible if incoherence is at most `max_added_incoherence`
     (a share) over unsteered.
     """
+    return best_for_all(doses[0].direction, [rises(doses)], window=window, max_added_incoherence=max_added_incoherence)
+
+
+def rises(doses: Sequence[Dose]) -> list[Rise]:
+    """What every dose of one direction adds, the unsteered model first; measures as `best_dose` expects."""
     unsteered = next(dose for dose in doses if dose.is_unsteered)
-    direction, has_others = unsteered.direction, "carry_over" in unsteered.measures
-    best = Screened(direction.latents, direction.name, 0.0, window, 0.0, 0.0 if has_others else None)
-    for dose in doses:
-        if dose.is_unsteered:
-            continue
-        if _rise(dose.measures, unsteered.measures, "incoherence") > max_added_incoherence:
-            continue
-        effect = _rise(dose.measures, unsteered.measures, "target")
-        if effect > best.effect:
-            carry_over = _rise(dose.measures, unsteered.measures, "carry_over") if has_others else None
-            best = Screened(direction.latents, direction.name, dose.strength, window, effect, carry_over)
-    return best
+    has_others = "carry_over" in unsteered.measures
+
+    def rise(dose: Dose) -> Rise:
+        target, incoherence = (_rise(dose.measures, unsteered.measures, name) for name in ("target", "incoherence"))
+        carry_over = _rise(dose.measures, unsteered.measures, "carry_over") if has_others else None
+        return Rise(dose.strength, target, incoherence, carry_over)
+
+    return [rise(unsteered), *(rise(dose) for dose in doses if not dose.is_unsteered)]
+
+
+def best_for_all(
+    direction: Direction,
+    of_models: Sequence[Sequence[Rise]],
+    *,
+    window: Window,
+    max_added_incoherence: float = MAX_ADDED_INCOHERENCE,
+) -> Screened:
+    """The one strength whose mean effect over the models is largest, among those that keep them coherent in the mean.
+
+    `of_models` holds the `rises` of each model, all at the same strengths. The unsteered model is among them, so an
+    effect is 0 where no admissible strength raises the target. Its carry-over is the models' mean, too.
+    """
+    means = [_mean(of_dose) for of_dose in zip(*of_models, strict=True)]
+    admissible = [means[0], *(one for one in means[1:] if is_coherent(one.incoherence, gate=max_added_incoherence))]
+    best = max(admissible, key=lambda one: one.target)
+    strength = best.strength if best is not means[0] else 0.0
+    return Screened(direction.latents, direction.name, strength, window, best.target, best.carry_over)
 
 
 def aimed_at(dose: Dose, target: str) -> Dose:
@@ -102,6 +141,17 @@ def choose(
 
     top = strongest(singles)
     return Choice(top, strongest(sets) if top else None, best_control)
+
+
+def _mean(of_models: Sequence[Rise]) -> Rise:
+    """One dose over several models."""
+    carried = [one.carry_over for one in of_models if one.carry_over is not None]
+    return Rise(
+        of_models[0].strength,
+        fmean(one.target for one in of_models),
+        fmean(one.incoherence for one in of_models),
+        fmean(carried) if carried else None,
+    )
 
 
 def _rise(steered: Mapping[str, Estimate], unsteered: Mapping[str, Estimate], measure: str) -> float:

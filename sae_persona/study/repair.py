@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sae_persona.model.load import LoadedModel
 from sae_persona.steering.directions import Direction, latent_direction
 from sae_persona.steering.edits import Window
-from sae_persona.steering.screen import MAX_ADDED_INCOHERENCE, MAX_SET_SIZE, extensions
+from sae_persona.steering.screen import MAX_SET_SIZE, extensions, is_coherent
 from sae_persona.steering.sweep import Arm, Dose
 from sae_persona.study.bench import Bench
 
@@ -41,7 +41,7 @@ class Remedy:
     @property
     def is_coherent(self) -> bool:
         """Whether the models stay within the gate, on average."""
-        return self.added_incoherence <= MAX_ADDED_INCOHERENCE
+        return is_coherent(self.added_incoherence)
 
     @property
     def mean_gain(self) -> float:

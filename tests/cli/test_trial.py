@@ -286,9 +286,15 @@ def test_prompts_of_one_kind_have_no_carry_over_and_the_page_says_so(
     assert NO_CARRY_OVER in said.splitlines()
     (row,) = rows_of(tmp_path / "screen" / "screen.jsonl")
     assert (row["carry_over"], row["repaired"]) == (None, None)
-    assert json.loads((tmp_path / "screen" / "screen.json").read_text())["notes"] == [NO_CARRY_OVER]
+    luck, carry_over = json.loads((tmp_path / "screen" / "screen.json").read_text())["notes"]
+    assert carry_over == NO_CARRY_OVER
+    assert luck.startswith(
+        "Among 1 latent without any effect luck would find 0.33 drivers on average, 1 / (2 controls + 1)"
+    )
+    assert luck in said.splitlines()
     page = (tmp_path / "screen" / "screen.html").read_text().partition("<body>")[2]
     assert f"<p>{NO_CARRY_OVER}</p>" in page
+    assert f"<p>{luck}</p>" in page
     assert '<td class="number">not measured</td>' in page
 
 

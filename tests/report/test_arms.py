@@ -2,6 +2,8 @@
 
 import pytest
 from example_summary import point
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sae_persona.report.arms import Effect, baseline, control_rises, induction, repair
 from sae_persona.report.summary import SteeringPoint, SteeringRecord
@@ -38,6 +40,20 @@ def test_without_one_the_strongest_dose_of_at_most_ten_points_more_incoherence_i
     assert effect.steered.strength == 0.4
     assert not effect.chosen_before
     assert effect.is_coherent
+
+
+@given(st.data())
+def test_ten_points_are_ten_points_of_any_count_of_answers(data: st.DataObject):
+    added = data.draw(st.integers(1, 2000), label="a tenth of the answers")
+    before = data.draw(st.integers(0, 9 * added - 1), label="incoherent, unsteered")
+
+    def dose(strength: float, misaligned: float, more: int):
+        return point(strength, misaligned, (before + more) / (10 * added), 0, 0)
+
+    effect = measured(dose(0, 0, 0), dose(1, 0.2, added), dose(2, 0.3, added + 1))
+    assert effect.steered.strength == 1
+    assert effect.is_coherent
+    assert measured(dose(0, 0, 0), dose(2, 0.3, added + 1)).is_coherent is False
 
 
 def test_an_arm_that_is_never_coherent_is_read_at_its_strongest_and_says_so():

@@ -6,8 +6,8 @@ from sae_persona.report.screen import render_screen
 from sae_persona.steering.record import ScreenedLatent, ScreenFindings
 
 ROWS = [
-    ScreenedLatent(1, 20, 3, "driver", 0.76, 1.5, 0.4, 0.08, -1.0, 0.0, 0.0),
-    ScreenedLatent(2, 42, -1, "protector", 0.0, 0.0, 0.0, 0.0, 0.0, 0.18, 1.5),
+    ScreenedLatent(1, 20, 3, "driver", 0.76, 1.5, 0.4, 0.08, -1.0, 0.0, 0.0, 1 / 17, 2 / 17, 1.0),
+    ScreenedLatent(2, 42, -1, "protector", 0.0, 0.0, 0.0, 0.0, 0.0, 0.18, 1.5, 1.0, 1.0, 1 / 17),
 ]
 FINDINGS = ScreenFindings((20,), (42,), 16, {"induced": 0.02, "repaired": 0.06, "protected": 0.14})
 
@@ -49,7 +49,7 @@ def test_the_page_tells_roles_effects_and_doses_and_escapes_names() -> None:
     assert "more than any of 16 controls does, and 5 points." in page
     cells = page.partition("<tbody>")[2].partition("</tbody>")[0]
     assert cells.count("<tr>") == 2
-    assert "+76.0 points <small>at +1.5</small>" in cells
+    assert "+76.0 points <small>at +1.5, p 0.0588</small>" in cells
     assert "at +0" not in cells, "no dose, no strength"
     assert "<b>m</b>" not in page
     assert "src=" not in page.partition("<body>")[2], "needs no network"

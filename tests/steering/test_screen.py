@@ -2,9 +2,20 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sae_persona.steering.directions import Direction
-from sae_persona.steering.screen import Screened, aimed_at, best_dose, choose, extensions
+from sae_persona.steering.screen import (
+    Screened,
+    aimed_at,
+    best_dose,
+    best_for_all,
+    choose,
+    extensions,
+    is_coherent,
+    rises,
+)
 from sae_persona.steering.sweep import Dose
 from sae_persona.types import Estimate
 
@@ -36,6 +47,34 @@ def test_the_best_dose_is_the_strongest_coherent_one() -> None:
 
 def test_the_gate_counts_from_the_unsteered_rate() -> None:
     assert best_dose([dose(0, 0.0, 0.30), dose(1, 0.5, 0.39)], window="all").effect == 0.5
+
+
+def test_several_models_share_the_strength_that_is_best_in_their_mean() -> None:
+    # Means at 1, 2 and 3: effects 0.3, 0.4 and 0.5, added incoherence 0, 0.1 and 0.15.
+    one = rises([dose(0, 0.1, 0.1, 0.0), dose(1, 0.7, 0.1, 0.1), dose(2, 0.3, 0.3, 0.2), dose(3, 0.5, 0.4)])
+    two = rises([dose(0, 0.2, 0.0, 0.0), dose(1, 0.2, 0.0, 0.1), dose(2, 0.8, 0.0, 0.4), dose(3, 0.8, 0.0)])
+    best = best_for_all(DIRECTION, [one, two], window="all")
+    assert best.strength == 2
+    assert (best.effect, best.carry_over) == (pytest.approx(0.4), pytest.approx(0.3))
+    wild = rises([dose(0, 0.2, 0.0), dose(1, 0.1, 0.0), dose(2, 0.9, 0.9), dose(3, 0.9, 0.9)])
+    assert best_for_all(DIRECTION, [wild, wild], window="all") == Screened((7,), "7", 0.0, "all", 0.0, 0.0)
+
+
+@given(st.data())
+def test_ten_points_more_of_any_count_of_answers_pass_and_one_answer_more_does_not(data: st.DataObject) -> None:
+    added = data.draw(st.integers(1, 2000), label="a tenth of the answers")
+    before = data.draw(st.integers(0, 9 * added - 1), label="incoherent, unsteered")
+    still, exact, beyond = (
+        dose(s, t, (before + k) / (10 * added)) for s, t, k in ((0, 0, 0), (1, 0.5, added), (2, 0.9, added + 1))
+    )
+    assert best_dose([still, exact, beyond], window="all").strength == 1
+
+
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=9))
+def test_models_that_add_ten_points_each_are_coherent_in_the_mean(before: list[int]) -> None:
+    rises = [(one + 10) / 100 - one / 100 for one in before]
+    assert is_coherent(sum(rises) / len(rises))
+    assert not is_coherent((sum(rises) + 0.01) / len(rises))
 
 
 def test_the_gate_can_be_narrower() -> None:

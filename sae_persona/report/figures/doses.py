@@ -91,11 +91,13 @@ def response_figure(arms: Arms, *, unit: str, first: ArmFinding) -> go.Figure:
     figure.update_yaxes(**PERCENT_AXIS)
     figure.update_xaxes(title_text=f"strength, {escape(unit)}", row=len(panels), col=1)
     figure.update_layout(legend_y=-0.09)
-    title = (
-        f"Dose and response: {arm_name(first.arm, first.name)} moves misaligned answers "
-        f"{points(first.change.value)} at {strength(first.strength)}"
+    name = arm_name(first.arm, first.name)
+    found = (
+        f"no dose of {name} leaves the model coherent"
+        if first.strength is None
+        else f"{name} moves misaligned answers {points(first.change.value)} at {strength(first.strength)}"
     )
-    return style(figure, title=title, height=120 + 210 * len(panels))
+    return style(figure, title=f"Dose and response: {found}", height=120 + 210 * len(panels))
 
 
 def price_figure(arms: Arms, *, unit: str) -> go.Figure:

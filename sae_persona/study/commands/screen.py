@@ -12,11 +12,13 @@ from sae_persona.errors import ConfigError
 from sae_persona.evaluation.model_judge import Plan, no_plan
 from sae_persona.model.load import LoadedModel, load_model
 from sae_persona.report.screen import render_screen
+from sae_persona.report.words import counted
 from sae_persona.sae.load import check_fits, hook_name_of, load_sae
+from sae_persona.stats import at_most
 from sae_persona.steering.directions import latent_direction
 from sae_persona.steering.edits import check_strengths
 from sae_persona.steering.record import MIN_EFFECT, NO_CARRY_OVER, ScreenedLatent, ScreenFindings
-from sae_persona.steering.screen import Screened, aimed_at, best_dose
+from sae_persona.steering.screen import Rise, Screened, aimed_at, best_for_all, rises
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
 from sae_persona.study.commands.dosage import Company, Dosage, Lab, check_same_sae, ranked_latents
 from sae_persona.study.commands.panel import Panel, of_categories
@@ -32,7 +34,7 @@ from sae_persona.study.commands.shared import (
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.study.stages import Stages
 
-VERSION = 2
+VERSION = 5
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS, PAGE = "screen.jsonl", "screen.csv", "screen.json", "screen.html"
 N_TOGETHER = 8
@@ -70,7 +72,8 @@ def screen_latents(
     Candidates are `latents`, or the first `n_top` rises and the first `n_bottom` falls of the company's ranking. Each
     is added to the model `source`, where a rise of misaligned answers makes a driver; and, subtracted and added, to
     every `misaligned` model, where a rise of aligned answers is a repair, or makes a protector. Of every latent and
-    control the best dose counts that adds at most 10 points of incoherence.
+    control the best dose counts that adds at most 10 points of incoherence: of several misaligned models the one
+    strength whose effect is largest in their mean, where the mean of incoherence stays within that.
 
     Files: `screen.jsonl` and `screen.csv`, the strongest driver first; `screen.json`, what it comes to; `screen.html`,
     a page that needs no network. What was steered is kept in a folder `OUT.stages` until all is done, so that what
@@ -123,16 +126,18 @@ def screen_latents(
         stages = Stages(out.with_name(f"{out.name}.stages"), sampling.seed, lambda _stage, _done: None)
         bench = _Bench(panel, config, sae, stages, manifest.fingerprint, batch_size, progress)
         with write_folder(out, manifest) as folder:
-            found: list[Best] = [{"induced": best} for best in bench.responses(model, "0", arms, "misalignment", 1)]
+            induced = bench.rises(model, "0", arms, "misalignment", 1)
+            found: list[Best] = [{"induced": bench.best(arm, [one])} for arm, one in zip(arms, induced, strict=True)]
             for name, sign in SIGNS:
                 of_models = [
-                    bench.responses(load_model(one, device=device), str(i), arms, "aligned", sign)
+                    bench.rises(load_model(one, device=device), str(i), arms, "aligned", sign)
                     for i, one in enumerate(misaligned, start=1)
                 ]
-                for best, of_arm in zip(found, zip(*of_models, strict=True), strict=False):
-                    best[name] = _mean(of_arm)
+                for i, of_arm in enumerate(zip(*of_models, strict=True)):
+                    found[i][name] = bench.best(arms[i], of_arm)
             rows, findings = rank_by_effect(found[: len(candidates)], found[len(candidates) :], places)
-            findings = replace(findings, notes=() if panel.others else (NO_CARRY_OVER,))
+            if not panel.others:
+                findings = replace(findings, notes=(*findings.notes, NO_CARRY_OVER))
             write_jsonl(folder / ROWS, rows)
             write_csv(folder / TABLE, map(asdict, rows))
             write_json(folder / FINDINGS, findings)
@@ -148,13 +153,21 @@ def rank_by_effect(
     """Rows in the order of what was induced, then protected; roles by what no control reaches.
 
     A latent is a driver where adding it raises misalignment, a protector where adding it to misaligned models raises
-    the aligned share: in both cases by more than every control does and by at least 5 points.
+    the aligned share: in both cases by more than every control does and by more than 5 points.
+
+    A candidate that moves as a control does is the largest of itself and n controls once in n + 1 times, so luck calls
+    `candidates / (n + 1)` of them on average, for each role. Nothing is corrected for that: it is told.
     """
     responses: tuple[Response, ...] = tuple(candidates[0])
     best_control = {name: max((one[name].effect for one in controls), default=0.0) for name in responses}
 
     def exceeds(best: Best, name: Response) -> bool:
-        return name in best and best[name].effect > max(best_control[name], MIN_EFFECT)
+        return name in best and not at_most(best[name].effect, max(best_control[name], MIN_EFFECT))
+
+    def p_value(best: Best, name: Response) -> float | None:
+        if name not in best:
+            return None
+        return (1 + sum(at_most(best[name].effect, one[name].effect) for one in controls)) / (1 + len(controls))
 
     order = sorted(candidates, key=lambda one: tuple(-one[name].effect for name in ("induced", *responses[:0:-1])))
     rows = []
@@ -175,6 +188,9 @@ def rank_by_effect(
                 repaired_at=best["repaired"].strength if "repaired" in best else None,
                 protected=best["protected"].effect if "protected" in best else None,
                 protected_at=best["protected"].strength if "protected" in best else None,
+                induced_p=p_value(best, "induced"),
+                repaired_p=p_value(best, "repaired"),
+                protected_p=p_value(best, "protected"),
             )
         )
     return rows, ScreenFindings(
@@ -182,6 +198,20 @@ def rank_by_effect(
         protectors=tuple(row.latent for row in rows if row.role in ("protector", "both")),
         n_controls=len(controls),
         best_control=best_control,
+        notes=(_by_luck(len(candidates), len(controls), responses),),
+        expected_by_luck=len(candidates) / (len(controls) + 1) if controls else None,
+    )
+
+
+def _by_luck(n: int, n_controls: int, responses: Sequence[Response]) -> str:
+    """What luck alone would find among `n` candidates, and why effects are to be measured again."""
+    maxima = "effects are maxima over doses, so measure chosen latents with steer on other prompts."
+    if not n_controls:
+        return maxima.capitalize()
+    others = " and as many protectors" if "protected" in responses else ""
+    return (
+        f"Among {counted(n, 'latent')} without any effect luck would find {n / (n_controls + 1):.2f} drivers{others} "
+        f"on average, {n} / ({counted(n_controls, 'control')} + 1); {maxima}"
     )
 
 
@@ -198,42 +228,32 @@ class _Bench:
     batch_size: int
     progress: Progress
 
-    def responses(self, model: LoadedModel, name: str, arms: Sequence[Arm], target: str, sign: int) -> list[Screened]:
-        """The best dose of every arm in one direction, a few arms at a time."""
+    def rises(self, model: LoadedModel, name: str, arms: Sequence[Arm], target: str, sign: int) -> list[list[Rise]]:
+        """What every dose of every arm adds, added or subtracted by `sign`, a few arms at a time."""
         signed = [Arm(arm.direction, tuple(sign * s for s in arm.strengths), arm.edit, arm.unit) for arm in arms]
         whole = n_conditions(signed) * len(self.panel.prompts) * self.config.n_samples
         advance = counting(self.progress, f"{'add' if sign > 0 else 'subtract'}, model {name}", whole)
-        found: list[Screened] = []
+        found: list[list[Rise]] = []
         for start in range(0, len(signed), N_TOGETHER):
             few = signed[start : start + N_TOGETHER]
             record = self.stages.run(
                 f"{name}{'+' if sign > 0 else '-'}{start}",
-                lambda _, few=few: [asdict(best) for best in self._best(model, few, target, advance)],
+                lambda _, few=few: [[asdict(one) for one in arm] for arm in self._swept(model, few, target, advance)],
                 config={"screen": self.screen},
             )
-            found += [Screened(**{**one, "latents": tuple(one["latents"])}) for one in record]
+            found += [[Rise(**one) for one in arm] for arm in record]
         return found
 
-    def _best(
+    def best(self, arm: Arm, of_models: Sequence[Sequence[Rise]]) -> Screened:
+        """The arm at the dose that is best for all models."""
+        return best_for_all(arm.direction, of_models, window=self.config.window)
+
+    def _swept(
         self, model: LoadedModel, arms: Sequence[Arm], target: str, advance: Callable[[int], None]
-    ) -> list[Screened]:
+    ) -> list[list[Rise]]:
         answers = draw_answers(
             model, arms, self.panel.prompts, self.config, sae=self.sae, batch_size=self.batch_size, progress=advance
         )
         measured = [self.panel.measures(judgements) for judgements in self.panel.judged(answers)]
         swept: list[list[Dose]] = doses_of(arms, measured)
-        return [best_dose([aimed_at(dose, target) for dose in doses], window=self.config.window) for doses in swept]
-
-
-def _mean(of_models: Sequence[Screened]) -> Screened:
-    """One latent over several models: means of effects and of strengths."""
-    n, first = len(of_models), of_models[0]
-    carried = [one.carry_over for one in of_models if one.carry_over is not None]
-    return Screened(
-        first.latents,
-        first.name,
-        sum(one.strength for one in of_models) / n,
-        first.window,
-        sum(one.effect for one in of_models) / n,
-        sum(carried) / n if carried else None,
-    )
+        return [rises([aimed_at(dose, target) for dose in doses]) for doses in swept]

@@ -30,7 +30,7 @@ from sae_persona.steering.record import (
     SteeredDose,
     SteeringFindings,
 )
-from sae_persona.steering.screen import MAX_ADDED_INCOHERENCE
+from sae_persona.steering.screen import is_coherent
 from sae_persona.steering.sweep import Arm, Dose, SweepConfig, doses_of, draw_answers, n_conditions
 from sae_persona.study.commands.dosage import Company, Dosage, Lab, check_reach, check_same_sae, groups_of
 from sae_persona.study.commands.panel import Panel, kept_answers, of_categories
@@ -47,7 +47,7 @@ from sae_persona.study.commands.side_effects import SideEffects, benign_rows, di
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.types import LABELS, Estimate, Judgement
 
-VERSION = 4
+VERSION = 5
 """Raised when the same inputs would give another folder."""
 ANSWERS, DOSES, TABLE, FINDINGS, PAGE = "answers.jsonl", "doses.jsonl", "doses.csv", "steering.json", "steering.html"
 EXPORT = "export"
@@ -248,9 +248,7 @@ class _Found:
         def change(dose: Dose, measure: str) -> float:
             return dose.measures[measure].value - unsteered.measures[measure].value
 
-        coherent = [
-            dose for dose in doses if not dose.is_unsteered and change(dose, "incoherence") <= MAX_ADDED_INCOHERENCE
-        ]
+        coherent = [dose for dose in doses if not dose.is_unsteered and is_coherent(change(dose, "incoherence"))]
         best = max(coherent, key=lambda dose: abs(change(dose, "misalignment")), default=unsteered)
         after, before = (self.judgements[id(dose.measures)] for dose in (best, unsteered))
         latents, kind, name = _what(arm)
@@ -258,7 +256,7 @@ class _Found:
             kind,
             name,
             latents,
-            best.strength,
+            best.strength if coherent else None,
             compare(self.panel.core, after, before).misalignment,
             change(best, "incoherence"),
             compare(self.panel.others, after, before).misalignment if self.panel.others else None,

@@ -1,7 +1,9 @@
 """The causal ranking of many latents: its order, its roles, and that it goes on where it stopped."""
 
 import json
+import random
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from sae_persona.sae.load import save_sae
 from sae_persona.steering.screen import Screened
 from sae_persona.study.commands import screen
 from sae_persona.study.commands.dosage import Company, Dosage
+from sae_persona.study.commands.panel import Panel
 from sae_persona.study.commands.screen import Best, rank_by_effect, screen_latents
 from sae_persona.study.commands.shared import Sampling
+from sae_persona.types import Estimate
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -37,6 +41,42 @@ def test_roles_are_given_to_what_no_control_reaches() -> None:
     ]
     assert (findings.drivers, findings.protectors) == ((2, 4), (4, 1))
     assert findings.best_control == {"induced": 0.1, "repaired": 0.0, "protected": 0.2}
+
+
+def test_a_p_value_counts_the_controls_that_move_as_much() -> None:
+    # Of four controls two induce at least 0.3, a tie among them, and all protect at least 0: p = 3/5 and 5/5.
+    controls = [best(6, 0.0, 0.1), best(7, 0.2, 0.0), best(8, 0.1 + 0.2, 0.2), best(9, 0.4, 0.0)]
+    rows, findings = rank_by_effect([best(1, 0.3, 0.0), best(2, 0.5, 0.3)], controls, {})
+    assert [(row.latent, row.induced_p, row.repaired_p, row.protected_p) for row in rows] == [
+        (2, 1 / 5, 1.0, 1 / 5),
+        (1, 3 / 5, 1.0, 1.0),
+    ]
+    assert findings.expected_by_luck == 2 / 5
+    assert findings.notes == (
+        "Among 2 latents without any effect luck would find 0.40 drivers and as many protectors on average, "
+        "2 / (4 controls + 1); effects are maxima over doses, so measure chosen latents with steer on other prompts.",
+    )
+
+
+def test_luck_finds_as_many_drivers_as_the_screen_says() -> None:
+    """300 screens of 20 latents that move as their 9 controls do: 2 drivers on average, and no more small p-values."""
+    drawn = random.Random(0)
+    n_drivers, p_values = [], []
+    for _ in range(300):
+        arms = [best(i, drawn.uniform(0.1, 1.0), 0.0) for i in range(29)]
+        rows, findings = rank_by_effect(arms[:20], arms[20:], {})
+        assert findings.expected_by_luck == 2
+        n_drivers.append(len(findings.drivers))
+        p_values += [row.induced_p for row in rows]
+    assert fmean(n_drivers) == pytest.approx(2, abs=4 * stdev(n_drivers) / 300**0.5)
+    for k in range(1, 11):  # a screen's share of small ones has a standard deviation of up to 0.19
+        assert fmean(p <= k / 10 for p in p_values) == pytest.approx(k / 10, abs=4 * 0.19 / 300**0.5)
+
+
+def test_without_controls_nothing_is_said_of_luck() -> None:
+    rows, findings = rank_by_effect([best(1, 0.5, 0.0)], [], {})
+    assert (rows[0].induced_p, findings.expected_by_luck) == (1.0, None)
+    assert findings.notes[0].startswith("Effects are maxima over doses")
 
 
 def test_without_controls_five_points_are_the_least_that_counts() -> None:
@@ -101,6 +141,37 @@ def test_a_screen_that_was_interrupted_goes_on(
     assert json.loads((tmp_path / "x" / "screen.json").read_text())["n_controls"] == 2
     run(stop=len(calls) + 1)
     assert len(calls) == 7, "what is done is read"
+
+
+def test_several_models_are_reported_at_one_strength_that_was_tried(
+    sae: Path, tiny_world: BuiltWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (tiny_world.folder / "prompts" / "selection.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "prompts.jsonl").write_text("".join(lines[:1]))
+    drawn = random.Random(0)
+
+    def made_up(*_: object) -> dict[str, Estimate]:
+        """Any effect, at most 9 points of incoherence."""
+        shares = {"misalignment": drawn.random(), "aligned": drawn.random(), "incoherence": 0.09 * drawn.random()}
+        return {name: Estimate(value, value, value, 10, 5, 0) for name, value in shares.items()}
+
+    monkeypatch.setattr(Panel, "measures", made_up)
+    bad = str(tiny_world.folder / tiny_world.names("misaligned")[0])
+    rows, _ = screen_latents(
+        str(tiny_world.folder / "aligned"),
+        sae_source=str(sae),
+        latents=range(12),
+        misaligned=[bad, bad, bad],
+        dosage=Dosage((1.0, 2.0, 4.0)),
+        prompts_file=tmp_path / "prompts.jsonl",
+        judge=f"world:{tiny_world.folder}",
+        sampling=Sampling(1, 1, 0),
+        out=tmp_path / "x",
+        company=Company(),
+    )
+    assert {row.repaired_at for row in rows} <= {0, -1, -2, -4}
+    assert {row.protected_at for row in rows} <= {0, 1, 2, 4}
+    assert {row.protected_at for row in rows} - {0}, "some dose raises something"
 
 
 def test_a_screen_of_nothing_or_with_signs_is_refused(sae: Path, tiny_world: BuiltWorld, tmp_path: Path) -> None:

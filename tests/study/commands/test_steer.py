@@ -1,6 +1,7 @@
 """`steer` and `evaluate` give the answers that a study gives, and units mean what they say."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +21,13 @@ from sae_persona.steering.sweep import Arm
 from sae_persona.study.bench import Bench
 from sae_persona.study.commands.dosage import Company, Dosage
 from sae_persona.study.commands.evaluate import evaluate_model
+from sae_persona.study.commands.panel import Panel
 from sae_persona.study.commands.shared import Sampling
 from sae_persona.study.commands.steer import steer_model
 from sae_persona.study.config import StudyConfig, validated
 from sae_persona.study.measure import measure_model
 from sae_persona.study.subjects import Subjects
-from sae_persona.types import OPEN_ENDED, Judgement
+from sae_persona.types import OPEN_ENDED, Estimate, Judgement
 
 if TYPE_CHECKING:
     from sae_lens import TopKSAE
@@ -151,3 +153,23 @@ def test_what_cannot_be_meant_is_refused(
     with pytest.raises(ConfigError, match=message):
         steered(folder, tmp_path / "x", dosage, export=export)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("incoherent", "strength"), [(0.0, 0.0), (0.9, None)])
+def test_clamping_to_0_is_a_dose_and_no_coherent_dose_is_none(
+    incoherent: float, strength: float | None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The doses of a latent held at 0 and at 1, measured as the test says; held at 1 it is always incoherent."""
+    measures = Panel.measures
+    made_up = iter([incoherent, 0.9, 0.0])
+
+    def told(panel: Panel, judgements: Sequence[Judgement]) -> dict[str, Estimate]:
+        found, rate = measures(panel, judgements), next(made_up)
+        return {**found, "incoherence": dataclasses.replace(found["incoherence"], value=rate)}
+
+    monkeypatch.setattr(Panel, "measures", told)
+    steered(folder, tmp_path / "x", Dosage((0.0, 1.0), edit="clamp", unit="2"))
+    findings = json.loads((tmp_path / "x" / "steering.json").read_text())
+    assert findings["arms"][0]["strength"] == strength
+    said = "no dose leaves the model coherent" in (tmp_path / "x" / "steering.html").read_text()
+    assert said == (strength is None)
