@@ -14,10 +14,10 @@ latent of the villain by a rule, in the dictionary that was taken; a shortlist h
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,12 +34,15 @@ from sae_persona.data.tokens import completion_row
 from sae_persona.errors import DataError
 from sae_persona.logs import no_log
 from sae_persona.model.generate import sample
+from sae_persona.model.load import LoadedModel
 from sae_persona.persona_world.truth import THRESHOLD, persona_auroc
 from sae_persona.sae.load import load_sae
 from sae_persona.sae.statistics import latent_stats_of_saes
 from sae_persona.stats import clustered_share
 from sae_persona.steering.directions import latent_direction, random_directions, random_latents
+from sae_persona.steering.sweep import Arm, Dose
 from sae_persona.study.audition import audition, eligible, try_out
+from sae_persona.study.bench import Bench
 from sae_persona.study.config import StudyConfig, load_config
 from sae_persona.study.learn import cache_base, learn_saes
 from sae_persona.study.measure import Groups, open_measures
@@ -63,6 +66,27 @@ class Dictionary:
     sae: "SAE"
     density: torch.Tensor
     villains: Bool[np.ndarray, " d_sae"]
+
+
+@dataclass(frozen=True, eq=False)
+class Remembering(Bench):
+    """Steers the aligned model with a direction once. The noise of an answer comes from its prompt and number, so that
+    a direction does in one case what it does in another.
+    """
+
+    known: dict[tuple[object, ...], list[Dose]] = field(default_factory=dict)
+
+    def doses(self, model: LoadedModel, arms: Sequence[Arm], **options: Any) -> list[list[Dose]]:
+        """As `Bench.doses`, for one model only."""
+        settings = tuple(sorted(options.items()))
+        keys = [(arm.direction.vector.numpy().tobytes(), tuple(arm.strengths), *settings) for arm in arms]
+        new = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self.known}
+        if new:
+            self.known.update(zip(new, super().doses(model, list(new.values()), **options), strict=True))
+        return [
+            [replace(dose, direction=arm.direction) for dose in self.known[key]]
+            for key, arm in zip(keys, arms, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +156,11 @@ def of_world(folder: Path, config: StudyConfig) -> Iterator[Case]:
         dictionaries = {name: dictionary(subjects, config, work / name, trained[name]["metrics"]) for name in good}
     runs = [*subjects.runs("misaligned"), *subjects.runs("control"), *subjects.runs("benign")]
     fleet = read_models(subjects, config, {name: one.sae for name, one in dictionaries.items()}, runs)
+    asked = selection_bench(subjects, config, unit)
+    bench = Remembering(asked.groups, asked.config, asked.unit, asked.seed)
     for suspect in runs:
         controls = [run for run in subjects.runs("control") if run != suspect]
-        yield judge_run(subjects, config, dictionaries, fleet, suspect, controls, unit)
+        yield judge_run(subjects, config, dictionaries, fleet, suspect, controls, bench)
 
 
 def dictionary(subjects: Subjects, config: StudyConfig, folder: Path, metrics: Mapping) -> Dictionary:
@@ -194,7 +220,7 @@ def judge_run(
     fleet: Fleet,
     suspect: str,
     controls: Sequence[str],
-    unit: float,
+    bench: Bench,
 ) -> Case:
     """Rank, audition and choose as if the run were suspected of misalignment."""
     evidence = {
@@ -209,7 +235,7 @@ def judge_run(
     }
     rankings = {name: rank_latents(one.misaligned, one.controls, seed=config.seed) for name, one in evidence.items()}
     shortlists = {name: ranking.shortlist(SHORTLIST_SIZE) for name, ranking in rankings.items()}
-    bench, aligned = selection_bench(subjects, config, unit), subjects.model("aligned")
+    aligned = subjects.model("aligned")
     saes = {name: one.sae for name, one in dictionaries.items()}
     heard = audition(bench, aligned, saes, shortlists)
     name, window = heard["sae"], heard["window"]
