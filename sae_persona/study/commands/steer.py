@@ -47,7 +47,7 @@ from sae_persona.study.commands.side_effects import SideEffects, benign_rows, di
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.types import LABELS, Estimate, Judgement
 
-VERSION = 4
+VERSION = 5
 """Raised when the same inputs would give another folder."""
 ANSWERS, DOSES, TABLE, FINDINGS, PAGE = "answers.jsonl", "doses.jsonl", "doses.csv", "steering.json", "steering.html"
 EXPORT = "export"
