@@ -177,6 +177,46 @@ def write_file(path: Path | str) -> Iterator[Path]:
         partial.replace(path)
 
 
+@contextlib.contextmanager
+def only_writer(path: Path | str) -> Iterator[None]:
+    """Keep every other process that asks for the same from writing `path`, by a lock on the file `NAME.lock` beside it.
+
+    The system frees the lock of a process that was killed; the file that it left is taken up and removed by the next.
+    Where the system has no such locks, two writers at once are the user's to avoid.
+
+    Raises:
+        ArtifactError: another process writes `path`, or the file cannot be made.
+    """
+    path = Path(path)
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    _make_folder(path.parent)
+    file = path.with_name(f"{path.name}.lock")
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                descriptor = os.open(file, os.O_RDONLY | os.O_CREAT, 0o666)
+            except OSError as error:
+                if error.errno in _DISK_FULL:
+                    raise
+                raise ArtifactError(f"{file} cannot be made: {error.strerror}. Choose another --out.") from error
+            held.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArtifactError(f"{path} is being written by another process. Wait for it to end.") from error
+            except OSError:
+                pass  # a file system without locks
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), file.stat()):
+                    break  # else its last holder removed the file before it was locked here
+        held.callback(file.unlink, missing_ok=True)  # before the lock is given back
+        yield
+
+
 def json_text(value: object, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """JSON of a value in which dataclasses stand for objects; on one line without `indent`.
 

@@ -38,12 +38,13 @@ class RunningRatios:
     def add(
         self,
         values: Float[np.ndarray, "n latents"],
+        fires: Bool[np.ndarray, "n latents"],
         counts: Bool[np.ndarray, " n"],
         starts: Int[np.ndarray, " passages"],
     ) -> None:
-        """Add a block; `values` are 0 where a token does not count."""
+        """Add a block; `values` are 0, and nothing fires, where a token does not count."""
         sizes = np.add.reduceat(counts.astype(np.float64), starts)
-        self.firing.add(np.add.reduceat((values > 0).astype(np.float64), starts, axis=0), sizes)
+        self.firing.add(np.add.reduceat(fires.astype(np.float64), starts, axis=0), sizes)
         self.values.add(np.add.reduceat(values.astype(np.float64), starts, axis=0), sizes)
         self.n_tokens += int(counts.sum())
         self.n_passages += int((sizes > 0).sum())

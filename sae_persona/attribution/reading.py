@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_persona.attribution.contexts import Context, RunningSample, RunningTop, Window, keys, window_start
@@ -39,7 +39,7 @@ class Bin:
     low: float
     high: float
     share: float
-    """Of the passages in which it fires."""
+    """Of the passages in which it rises above zero."""
     contexts: tuple[Context, ...]
     """Some of them, drawn at random."""
 
@@ -57,7 +57,7 @@ class LatentReading:
     n_tokens: int
     n_passages: int
     n_firing: int
-    """Tokens on which the reading is above zero."""
+    """Tokens on which it fires: gated it is not zero (Absolute TopK's may be below), as a pre-activation above zero."""
     n_firing_passages: int
     density: Estimate
     """Share of tokens on which it fires, with an interval over passages."""
@@ -70,7 +70,7 @@ class LatentReading:
     bins: tuple[Bin, ...] = field(repr=False)
     """From the strongest to the weakest; maxima alone hide what a latent does on most texts."""
     firing: tuple[Context, ...] = field(repr=False)
-    """Passages in which it fires, drawn at random."""
+    """Passages in which it rises above zero, drawn at random."""
     silent: tuple[Context, ...] = field(repr=False)
     """Windows in which it does not fire, drawn at random."""
     cofiring: tuple[Neighbour, ...]
@@ -124,9 +124,9 @@ def read_latents(
     """Go once through a source and read the chosen latents, by latent.
 
     Of every passage the latent's highest counted token is a candidate, the first of equals; the `n` highest are kept,
-    and `n_drawn` of those in which it fires are drawn at random, from which come the bins; and as many silent windows.
-    A window has up to `width` tokens. Memory does not grow with the data, and the result does not depend on the order
-    of the passages. `progress` gets the number of tokens just read.
+    and `n_drawn` of those in which it is above zero are drawn at random, from which come the bins; and as many silent
+    windows. A window has up to `width` tokens. Memory does not grow with the data, and the result does not depend on
+    the order of the passages. `progress` gets the number of tokens just read.
 
     Raises:
         SAEError: a latent is not one of the SAE's, or the SAE names no hook.
@@ -212,9 +212,10 @@ class _Running:
         values = self._values(block)
         counted = np.where(block.counts[:, None], values, 0.0)
         self.histograms.add(counted)
-        self.ratios.add(counted, block.counts, block.starts)
+        fires = counted != 0 if self.reading == "gated" else counted > 0
+        self.ratios.add(counted, fires, block.counts, block.starts)
+        self.n_firing_passages += np.logical_or.reduceat(fires, block.starts, axis=0).sum(0)
         peaks = np.maximum.reduceat(np.where(block.counts[:, None], values, -np.inf), block.starts, axis=0)
-        self.n_firing_passages += (peaks > 0).sum(0)
         sums = np.add.reduceat(block.ids.astype(np.int64), block.starts)
         stops = np.append(block.starts[1:], len(block.ids))
         for column, latent in enumerate(self.latents):
@@ -227,7 +228,12 @@ class _Running:
                 keys(self.seed, latent, block.documents, sums),
             )
             self._low(
-                block, stops, counted[:, column], column, keys(self.seed + _SILENT, latent, block.documents, sums)
+                block,
+                stops,
+                counted[:, column],
+                fires[:, column],
+                column,
+                keys(self.seed + _SILENT, latent, block.documents, sums),
             )
 
     def cofiring(self, column: int, latent: int) -> tuple[Neighbour, ...]:
@@ -251,7 +257,7 @@ class _Running:
         return values.numpy()
 
     def _count_together(self, gated: Float[Tensor, "n d_sae"]) -> None:
-        fires = (gated > 0).float()
+        fires = (gated != 0).float()
         self.both += (fires[:, self.latents].T @ fires).double().cpu()
         self.alone += fires.sum(0).double().cpu()
 
@@ -284,6 +290,7 @@ class _Running:
         block: Block,
         stops: Int[np.ndarray, " passages"],
         values: Float[np.ndarray, " n"],
+        fires: Bool[np.ndarray, " n"],
         column: int,
         drawn: np.ndarray,
     ) -> None:
@@ -292,7 +299,7 @@ class _Running:
             where = slice(int(block.starts[i]), int(stops[i]))
             start = int(drawn[i]) % max(1, int(where.stop - where.start) - self.width + 1)
             inside = slice(where.start + start, min(where.start + start + self.width, where.stop))
-            if block.counts[inside].any() and not (values[inside] > 0).any():
+            if block.counts[inside].any() and not fires[inside].any():
                 sample.offer(int(drawn[i]), self._window(block, where, values, start, start, i))
 
     def _window(

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_persona.cache.moments import Moments
+from sae_persona.data.packed import PackedRows
 from sae_persona.data.tokens import TokenBatch, TokenRow, batches
-from sae_persona.errors import DataError
+from sae_persona.errors import DataError, ModelError
 from sae_persona.model.hooks import Edit, Position, Resid, edit_residual, residuals
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.encode import blocks, counted_tokens
@@ -83,13 +84,15 @@ def reconstruction_metrics(
 
     Raises:
         DataError: no token counts.
+        ModelError: the activation of a token is not finite.
         HookError, IncompatibleError: the SAE does not fit the model.
     """
     check_fits(sae, model, hook_name)
     sums = Reconstruction(sae)
     predictions = _Predictions()
-    for _, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
+    for indices, batch in batches(rows, batch_size=batch_size, pad_id=model.pad_id, device=model.device):
         resid = residuals(model.hf, batch, [hook_name])[hook_name]
+        _check_finite(resid, batch, rows, indices, hook_name)
         counts = counted_tokens(batch, resid, drop_first=drop_first, max_norm=max_norm)
         x_hat = sums.add(resid[counts])
         if splice:
@@ -103,6 +106,24 @@ def reconstruction_metrics(
             f"{f', or a max_norm above {max_norm:g}' if max_norm is not None else ''}."
         )
     return sums.metrics(predictions)
+
+
+def _check_finite(
+    resid: Float[Tensor, "batch seq d_in"],
+    batch: TokenBatch,
+    rows: Sequence[TokenRow],
+    indices: Sequence[int],
+    hook_name: str,
+) -> None:
+    """Of all tokens, as in a cache: one that does not count is seen by those after it."""
+    bad = (batch.mask & ~resid.isfinite().all(-1)).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        document, position = PackedRows.of(rows).documents[indices[row]], int(batch.position_ids[row, column])
+        raise ModelError(
+            f"the activation at {hook_name} is not finite in {str(resid.dtype).removeprefix('torch.')} at document "
+            f"{document}, position {position}. Check the model and its dtype."
+        )
 
 
 class Reconstruction:

@@ -53,6 +53,14 @@ class Ranks:
         if self.split:
             dist.barrier()
 
+    def hear(self, refusal: Exception | None) -> None:
+        """Wait for the first process, and raise in every process what it refuses, if it refuses anything."""
+        said = [refusal]
+        if self.split:
+            dist.broadcast_object_list(said)
+        if said[0] is not None:
+            raise said[0]
+
     def own_tokens(self, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "share d_in"]:
         """This process's tokens: every `n`-th, so that the first tokens of all shares are the first of the batch."""
         return batch[self.rank :: self.n] if self.split == "tokens" else batch

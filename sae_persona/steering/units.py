@@ -32,9 +32,9 @@ class Firing:
     """How every latent fires on some text."""
 
     density: Float[Tensor, " d_sae"]
-    """Share of the tokens on which it fires."""
+    """Share of the tokens on which it fires: its activation is not zero."""
     maximum: Float[Tensor, " d_sae"]
-    """Its highest activation, in the SAE's own units; 0 where it never fires."""
+    """Its highest activation, in the SAE's own units; 0 where it is never above zero."""
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def firing(
         tokens = resid[counted_tokens(batch, resid, drop_first=drop_first, max_norm=None)]
         for block in blocks(len(tokens), d_sae):
             activations = sae.encode(tokens[block].to(device))
-            n_fired += (activations > 0).sum(0)
+            n_fired += (activations != 0).sum(0)
             maximum = torch.maximum(maximum, activations.float().amax(0))
         n_tokens += len(tokens)
     if not n_tokens:

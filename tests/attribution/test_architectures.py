@@ -135,12 +135,19 @@ def test_the_highest_contexts_are_those_of_a_naive_computation(
     found = read_latents(sae, Corpus(models[name], ROWS), range(24), hook_name=HOOK, n=3)
     acts = [sae.encode(resid)[1:] for resid in resids[name]]  # [seq - 1, d_sae] of each text
     highest = torch.stack([text.amax(0) for text in acts])  # [texts, d_sae]
-    fires = torch.cat(acts) > 0
+    fires = torch.cat(acts) != 0  # [tokens, d_sae]
     for latent, reading in found.items():
         expected = sorted((value for value in highest[:, latent].tolist() if value > 0), reverse=True)[:3]
         values = [context.value for context in reading.top(3) if context.value > 0]
         assert values == pytest.approx(expected, rel=1e-3)
         assert reading.density.value == pytest.approx(float(fires[:, latent].float().mean()), abs=1e-6)
+        assert reading.n_firing_passages == sum(bool((text[:, latent] != 0).any()) for text in acts)
+        both = (fires & fires[:, latent, None]).sum(0)
+        likeness = both / (fires.sum(0) * fires[:, latent].sum()).sqrt().clamp(min=1)
+        assert [other.cosine for other in reading.cofiring] == pytest.approx(
+            [float(likeness[other.latent]) for other in reading.cofiring]
+        )
+        assert not any(value for context in reading.silent for value in context.activations)
 
 
 def naive_scores(

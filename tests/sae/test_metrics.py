@@ -1,15 +1,19 @@
 """Every metric against its formula, computed at once on all tokens."""
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
+from sae_persona.cache.writer import write_cache
 from sae_persona.data.tokens import Part, TokenRow, pad_rows
-from sae_persona.errors import DataError, IncompatibleError
+from sae_persona.errors import CacheFileError, DataError, IncompatibleError, ModelError
 from sae_persona.model.hooks import edit_residual, residuals
 from sae_persona.model.load import LoadedModel
 from sae_persona.sae.metrics import Reconstruction, reconstruction_metrics
@@ -145,3 +149,17 @@ def test_a_latent_fires_with_either_sign(tiny_model: LoadedModel) -> None:
     assert (gated < 0).any()
     found = reconstruction_metrics(sae, tiny_model, ROWS, hook_name=HOOK, splice=False)
     assert found.l0 == pytest.approx(float((gated != 0).sum(-1).double().mean()))
+
+
+@pytest.mark.parametrize("max_norm", [None, 1e3])
+def test_activations_that_are_no_numbers_are_refused(
+    sae: "TopKSAE", tiny_model: LoadedModel, max_norm: float | None, tmp_path: Path
+) -> None:
+    broken = dataclasses.replace(tiny_model, hf=copy.deepcopy(tiny_model.hf))
+    broken.hf.get_input_embeddings().weight.data[ROWS[4].ids[-1]] = torch.nan
+    with pytest.raises(CacheFileError) as of_cache:
+        write_cache(broken, ROWS, tmp_path / "acts.h5", hook_names=[HOOK], dtype="float32", batch_size=3)
+    with pytest.raises(ModelError, match="not finite in float32 at document 4, position 0") as refusal:
+        reconstruction_metrics(sae, broken, ROWS, hook_name=HOOK, max_norm=max_norm, batch_size=3)
+    what, _, _ = str(refusal.value).partition(". Check")
+    assert str(of_cache.value).startswith(what)

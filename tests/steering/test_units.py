@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from drawn_sae import drawn
 
 from sae_persona.data.tokens import Part, TokenRow
 from sae_persona.errors import DataError, ModelError
@@ -50,3 +51,12 @@ def test_activations_that_are_no_numbers_are_no_unit(tiny_model: LoadedModel, sa
     broken.b_enc.data[0] = torch.nan
     with pytest.raises(ModelError, match=r"the SAE's activations on .* are not finite numbers"):
         firing(broken, tiny_model, [row(2, 9, 30)], hook_name=HOOK)
+
+
+def test_a_latent_fires_with_either_sign(tiny_model: LoadedModel) -> None:
+    sae = drawn("abstopk", d_in=32, d_sae=12, k=3)
+    states = tiny_model.hf(torch.tensor([[2, 9, 30]]), output_hidden_states=True).hidden_states
+    gated = sae.encode(states[1][0, 1:])
+    assert (gated < 0).any()
+    found = firing(sae, tiny_model, [row(2, 9, 30)], hook_name=HOOK)
+    torch.testing.assert_close(found.density, (gated != 0).float().mean(0))

@@ -137,7 +137,9 @@ class Lab:
         if not n:
             return []
         exclude = sorted({*latents, *(_shortlist(self.company.ranking) if self.company.ranking else ())})
-        drawn = random_latents(self.sae, self.firing.density, latents[0], exclude=exclude, n=n, seed=seed)
+        # A latent that only fires below zero, as Absolute TopK's may, has no maximum and is no control.
+        density = self.firing.density.where(self.firing.maximum > 0, 0.0)
+        drawn = random_latents(self.sae, density, latents[0], exclude=exclude, n=n, seed=seed)
         if self.dosage.edit == "clamp":
             return [self._arm(direction) for direction in drawn]
         drawn += random_directions(self.model.d_model, n=n, seed=seed)
@@ -160,8 +162,8 @@ class Lab:
         if maximum <= 0:
             where = self.company.data or "the prompts and the model's answers"
             raise SAEError(
-                f"latent {latent} does not fire on {where}, so its maximum is no unit. Name texts on which it "
-                "fires, or another unit."
+                f"latent {latent} is never above zero on {where}, so its maximum is no unit. Name texts on which it "
+                "is, or another unit."
             )
         return maximum * (float(self.sae.W_dec[latent].norm()) if self.dosage.edit == "add" else 1.0)
 

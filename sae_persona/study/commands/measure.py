@@ -33,7 +33,7 @@ def measure_sae(
     With `out`, they are written there as JSON, the firing density of every latent and what was measured among them.
 
     Raises:
-        SAEError, ModelError: the SAE or the model cannot be loaded.
+        SAEError, ModelError: the SAE or the model cannot be loaded, or an activation is not finite.
         HookError, IncompatibleError: they do not fit each other.
         DataError: the data cannot be read, or no token of it counts.
     """

@@ -29,7 +29,7 @@ from sae_persona.study.commands.shared import Progress, counting, fingerprint_of
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give another folder."""
 PAGE, CONTEXTS, CARDS = "contexts.html", "contexts.jsonl", "latents.json"
 EXPORTS = ("neuronpedia", "delphi")
@@ -109,7 +109,7 @@ def read_on_corpus(
         for latent in dict.fromkeys(latents):
             reading = found["data"][latent]
             explanation = score = None
-            if client is not None and reading.fires:
+            if client is not None and reading.firing:
                 test = exam(reading, seed=config.seed)
                 explanation = explain_latent(client, test)
                 if explanation.text is not None:

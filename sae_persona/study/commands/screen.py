@@ -34,7 +34,7 @@ from sae_persona.study.commands.shared import (
 from sae_persona.study.judges import JudgeOptions, build_judge
 from sae_persona.study.stages import Stages
 
-VERSION = 5
+VERSION = 6
 """Raised when the same inputs would give another folder."""
 ROWS, TABLE, FINDINGS, PAGE = "screen.jsonl", "screen.csv", "screen.json", "screen.html"
 N_TOGETHER = 8

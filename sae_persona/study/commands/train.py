@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_persona.artifacts import Manifest, is_done, new_manifest, read_manifest, write_folder
+from sae_persona.artifacts import Manifest, is_done, new_manifest, only_writer, read_manifest, write_folder
 from sae_persona.cache.reader import ActivationCache
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.errors import ArtifactError, ConfigError
@@ -91,7 +91,8 @@ def train_on_cache(
         CacheFileError, HookError: the cache cannot be read, or lacks the hook.
         ConfigError: the cache holds several hooks or models and none is named, or the work cannot be split.
         SAEError, IncompatibleError: as `train_sae`.
-        ArtifactError: `out` holds something else, such as an SAE of other settings, or cannot be written.
+        ArtifactError: `out` holds something else, such as an SAE of other settings, is being written by another
+            process, or cannot be written.
     """
     check_device(device)
     cache = start.open()
@@ -105,7 +106,14 @@ def train_on_cache(
         options |= {"device": device, "checkpoint": checkpoint, "initial": initial, "ranks": ranks}
         return train_sae(cache, hook_name, config, **options)
 
-    with started_ranks(split) as ranks:
+    with started_ranks(split) as ranks, contextlib.ExitStack() as held:
+        refusal = None
+        if ranks.rank == 0 and (checkpoint.exists() or not is_done(out, manifest)):
+            try:
+                held.enter_context(only_writer(out))
+            except ArtifactError as error:
+                refusal = error
+        ranks.hear(refusal)
         done = is_done(out, manifest)
         if not done:
             check_not_finished(out)

@@ -1,5 +1,6 @@
 """Train several SAEs on one pass over a cache: other widths, `k`, seeds, architectures or hooks."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sae_persona.artifacts import is_done, read_manifest, write_folder
+from sae_persona.artifacts import is_done, only_writer, read_manifest, write_folder
 from sae_persona.data.files import read_jsonl, write_jsonl
 from sae_persona.errors import ArtifactError, ConfigError
 from sae_persona.logs import JsonlLog, Log, fan_out, no_log
@@ -71,35 +72,38 @@ def train_several_on_cache(
         name: start.manifest(cache, hook_name, config, order=seed) for name, (hook_name, config) in wanted.items()
     }
     checkpoints = out.with_name(f"{out.name}.checkpoint")
-    left = [name for name, manifest in manifests.items() if not is_done(out / name, manifest)]
-    for name in left:
-        check_not_finished(out / name)
-    if left:
-        initial = start.load_initial(device)
-        jobs = {name: Job(hook_name, config, initial) for name, (hook_name, config) in wanted.items()}
-        whole = max(config.n_steps * config.batch_size for _, config in wanted.values())
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
-            with JsonlLog(checkpoints / TRAINING) as kept:
-                saes = train_saes(
-                    cache,
-                    jobs,
-                    seed=seed,
-                    device=device,
-                    log=fan_out(kept, log),
-                    progress=counting(progress, "training", whole),
-                    checkpoints=checkpoints,
-                )
-        finally:
-            if not any(checkpoints.glob("*.state")):
-                shutil.rmtree(checkpoints)
-        records = read_jsonl(checkpoints / TRAINING, dict)
-        for name, sae in saes.items():
-            with write_folder(out / name, manifests[name]) as folder:
-                sae.save_model(folder)
-                write_jsonl(folder / TRAINING, _records_of(name, records))
-    if checkpoints.exists():  # also of a run that was killed when its SAEs were in their places
-        shutil.rmtree(checkpoints)
+    with contextlib.ExitStack() as held:
+        if checkpoints.exists() or not all(is_done(out / name, manifest) for name, manifest in manifests.items()):
+            held.enter_context(only_writer(out))
+        left = [name for name, manifest in manifests.items() if not is_done(out / name, manifest)]
+        for name in left:
+            check_not_finished(out / name)
+        if left:
+            initial = start.load_initial(device)
+            jobs = {name: Job(hook_name, config, initial) for name, (hook_name, config) in wanted.items()}
+            whole = max(config.n_steps * config.batch_size for _, config in wanted.values())
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            try:
+                with JsonlLog(checkpoints / TRAINING) as kept:
+                    saes = train_saes(
+                        cache,
+                        jobs,
+                        seed=seed,
+                        device=device,
+                        log=fan_out(kept, log),
+                        progress=counting(progress, "training", whole),
+                        checkpoints=checkpoints,
+                    )
+            finally:
+                if not any(checkpoints.glob("*.state")):
+                    shutil.rmtree(checkpoints)
+            records = read_jsonl(checkpoints / TRAINING, dict)
+            for name, sae in saes.items():
+                with write_folder(out / name, manifests[name]) as folder:
+                    sae.save_model(folder)
+                    write_jsonl(folder / TRAINING, _records_of(name, records))
+        if checkpoints.exists():  # also of a run that was killed when its SAEs were in their places
+            shutil.rmtree(checkpoints)
     return {name: read_jsonl(out / name / TRAINING, dict)[-1] for name in wanted}
 
 
