@@ -41,6 +41,25 @@ def test_one_of_several_models_must_be_named(shared: Path, cli: Callable, refuse
     assert json.loads((tmp_path / "sae" / "manifest.json").read_text())["config"]["model"] == "aligned"
 
 
+@pytest.mark.parametrize("varied", [[], ["--vary", "k=2", "--vary", "k=3"]])
+def test_a_disk_that_is_too_small_is_told_before_the_first_step(
+    varied: list[str], shared: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=20_000))
+    options = [shared, "--hook", HOOK, "--model", "base", *SETTINGS, *varied, "--out", tmp_path / "sae"]
+    # 2 matrices of 32 x 32 numbers, 8 192 bytes: an SAE, a checkpoint of three times that, and the next beside it.
+    told = f"may take 0.1 MB with its checkpoints, and {tmp_path} has 0.0 MB left"
+    assert told in refused("train", *options)
+    assert os.listdir(tmp_path) == []
+
+
+def test_several_are_not_trained_over_the_checkpoint_of_one(shared: Path, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "sae.checkpoint").write_text("one")
+    options = [shared, "--hook", HOOK, "--model", "base", *SETTINGS, "--vary", "k=2", "--vary", "k=3"]
+    assert "is the checkpoint of a single SAE" in refused("train", *options, "--out", tmp_path / "sae")
+
+
 def test_every_combination_is_trained_as_if_alone(shared: Path, cli: Callable, tmp_path: Path) -> None:
     both = ["--hook", HOOK, "--hook", LOWER, "--model", "base"]
     said = cli("train", shared, *both, *SETTINGS, "--vary", "k=2", "--vary", "k=3", "--out", tmp_path / "saes").stdout

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 VERSION = 2
 """Raised when the same inputs would give another folder."""
 TRAINING = "training.jsonl"
+_BYTES = 4
+"""Of a number in float32."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def train_on_cache(
         done = is_done(out, manifest)
         if not done:
             check_not_finished(out)
+            check_space(out, checkpoint, [(cache.d_in(hook_name), config.d_sae)])
         ranks.meet()  # before the first of them may write what the others look for
         if ranks.rank:
             if not done:
@@ -134,6 +138,26 @@ def train_on_cache(
         for left in (checkpoint, log_file):  # also of a run that was killed when the SAE was in its place
             left.unlink(missing_ok=True)
     return read_jsonl(out / TRAINING, dict)[-1]
+
+
+def check_space(out: Path, checkpoint: Path, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise where the disk has no room for the SAEs of these widths and numbers of latents, and for their checkpoints.
+
+    Of each there are two matrices, in a checkpoint with both of Adam's moments, and a new checkpoint is written beside
+    the old one.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    matrices = [2 * d_in * d_sae * _BYTES for d_in, d_sae in sizes]
+    there = sum(file.stat().st_size for file in (checkpoint, *checkpoint.glob("*.state")) if file.is_file())
+    needed = sum(matrices) * (1 + 3) + 3 * max(matrices) - there
+    folder = next(one for one in out.absolute().parents if one.exists())
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise ArtifactError(
+            f"training into {out} may take {needed / 1e6:,.1f} MB with its checkpoints, and {folder} has "
+            f"{free / 1e6:,.1f} MB left. Free some space, or choose another --out."
+        )
 
 
 def check_not_finished(out: Path) -> None:

@@ -16,7 +16,7 @@ from sae_persona.logs import JsonlLog, Log, fan_out, no_log
 from sae_persona.model.load import check_device
 from sae_persona.sae.train import Job, TrainConfig, train_saes
 from sae_persona.study.commands.shared import Progress, counting, no_progress
-from sae_persona.study.commands.train import TRAINING, Start, check_not_finished
+from sae_persona.study.commands.train import TRAINING, Start, check_not_finished, check_space
 from sae_persona.study.config import load_settings
 
 _N_TRAINED = "details/n_training_samples"
@@ -78,7 +78,13 @@ def train_several_on_cache(
         left = [name for name, manifest in manifests.items() if not is_done(out / name, manifest)]
         for name in left:
             check_not_finished(out / name)
+        if checkpoints.is_file():
+            raise ArtifactError(
+                f"{checkpoints} is the checkpoint of a single SAE that was to become {out}. Name another --out, or "
+                "delete it."
+            )
         if left:
+            check_space(out, checkpoints, [(cache.d_in(wanted[name][0]), wanted[name][1].d_sae) for name in left])
             initial = start.load_initial(device)
             jobs = {name: Job(hook_name, config, initial) for name, (hook_name, config) in wanted.items()}
             whole = max(config.n_steps * config.batch_size for _, config in wanted.values())
