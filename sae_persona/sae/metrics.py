@@ -53,7 +53,10 @@ class SAEMetrics:
     ce_ablated: float | None
     """With zeros (or the `ablation` that was given) in place of `x`."""
     ce_recovered: float | None
-    """`(ce_ablated - ce_spliced) / (ce_ablated - ce_clean)`; 1 = nothing is lost, 0 = no better than the ablation."""
+    """`(ce_ablated - ce_spliced) / (ce_ablated - ce_clean)`; 1 = nothing is lost, 0 = no better than the ablation.
+
+    None where the ablation costs nothing.
+    """
     kl_spliced: float | None
     """With `x_hat` in place of `x`."""
     kl_ablated: float | None
@@ -227,8 +230,8 @@ class _Predictions:
         lost_at_most = means["ce_ablated"] - means["ce_clean"]
         return {
             **means,
-            "ce_recovered": (means["ce_ablated"] - means["ce_spliced"]) / lost_at_most if lost_at_most else None,
-            "kl_recovered": 1 - means["kl_spliced"] / means["kl_ablated"] if means["kl_ablated"] else None,
+            "ce_recovered": (means["ce_ablated"] - means["ce_spliced"]) / lost_at_most if lost_at_most > 0 else None,
+            "kl_recovered": 1 - means["kl_spliced"] / means["kl_ablated"] if means["kl_ablated"] > 0 else None,
         }
 
 

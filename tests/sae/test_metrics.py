@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from sae_lens import TopKSAE
 
 HOOK = "blocks.0.hook_resid_post"
-ROWS = [TokenRow(tuple(range(5 + i, 9 + 2 * i)), (Part.PROMPT,) * (4 + i)) for i in range(7)]
+
+
+def rows_from(first: int) -> list[TokenRow]:
+    """Seven rows of 4 to 10 tokens that are counted up."""
+    return [TokenRow(tuple(range(first + i, first + 4 + 2 * i)), (Part.PROMPT,) * (4 + i)) for i in range(7)]
+
+
+ROWS = rows_from(85)
+"""Rows on which the untrained model loses by ablations; on others it gains."""
 
 
 def counted_resid(model: LoadedModel) -> Tensor:
@@ -109,6 +117,15 @@ def test_a_perfect_reconstruction_recovers_everything(sae: "TopKSAE", tiny_model
     assert found.ce_recovered == found.kl_recovered == pytest.approx(1)
     assert found.kl_spliced == pytest.approx(0, abs=1e-6)
     assert found.l0 == pytest.approx(32)
+
+
+def test_nothing_is_recovered_where_the_ablation_costs_nothing(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
+    found = reconstruction_metrics(sae, tiny_model, rows_from(5), hook_name=HOOK)
+    assert found.ce_ablated is not None
+    assert found.ce_clean is not None
+    assert found.ce_ablated < found.ce_clean
+    assert found.ce_recovered is None
+    assert found.kl_recovered is not None
 
 
 def test_predicting_the_mean_explains_nothing(sae: "TopKSAE", tiny_model: LoadedModel) -> None:
