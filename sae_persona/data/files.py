@@ -140,7 +140,7 @@ def read_records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(record, dict):
                     raise DataError(f"{where}: expected a JSON object, found {_shown(record)}.")
                 if "\\ud" in line.lower():
-                    _check_characters(record, where)
+                    check_characters(record, where)
                 yield where, record
                 n_records += 1
     except OSError as error:
@@ -153,8 +153,12 @@ def read_records(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path} is empty. Expected JSONL, one JSON object a line.")
 
 
-def _check_characters(record: dict[str, Any], where: str) -> None:
-    """JSON can hold half a character; UTF-8, and so a tokenizer, cannot."""
+def check_characters(record: dict[str, Any], where: str) -> None:
+    """JSON and YAML can hold half a character; UTF-8, and so a tokenizer, cannot.
+
+    Raises:
+        DataError: a string of the record holds one.
+    """
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

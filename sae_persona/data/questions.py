@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sae_persona.data.files import prompt_of, read_records
+from sae_persona.data.files import check_characters, prompt_of, read_records
 from sae_persona.errors import DataError
 from sae_persona.types import OPEN_ENDED, Message, Prompt
 
@@ -105,6 +105,8 @@ def _from_yaml(path: Path) -> Iterator[Placed]:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise DataError(f"{path}{place}: not YAML ({getattr(error, 'problem', None) or error}).") from error
+    except (RecursionError, ValueError) as error:  # brackets in brackets, or a number of 5000 digits
+        raise DataError(f"{path}: not YAML that can be read ({error}).") from error
     finally:
         loader.dispose()
     for line, row in rows:
@@ -143,6 +145,7 @@ def _prompt(row: dict[str, Any], where: str, *, form: str) -> Prompt:
     system = row.get("system")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{where}: the system message is no text; expected {form}.")
+    check_characters({"id": id_, "question": question, "category": category, "system": system}, where)
     messages = (*((Message("system", system),) if system else ()), Message("user", str(question).strip()))
     id_ = str(id_).strip()
     return Prompt(id_, (category or "").strip() or OPEN_ENDED, id_, "free", messages)

@@ -235,18 +235,26 @@ class _Caller:
             choice = json.loads(body)["choices"][0]
             message, finish = choice["message"], choice.get("finish_reason")
             content, refusal = message.get("content"), message.get("refusal")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _PassingError(f"the body of {len(body)} bytes is no chat completion") from error
         if refusal:
             return Reply(None, f"refused: {_short(str(refusal), self.key)}")
         if finish == "content_filter":
             return Reply(None, "refused by a content filter")
         # Reasoning that the server did not take out of the reply; one that never ends is no reply.
-        text = re.sub(r"\A\s*<think>.*?</think>", "", content if isinstance(content, str) else "", flags=re.DOTALL)
+        text = re.sub(r"\A\s*<think>.*?</think>", "", _text_of(content), flags=re.DOTALL)
         text = _without_key(text, self.key)
         if finish == "length" and request.inquiry.read(text) is None:
             return Reply(None, f"reply cut off by the limit on its length: {_short(text, self.key)!r}")
         return Reply(text)
+
+
+def _text_of(content: object) -> str:
+    """The text of a reply, which some servers send in parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
 
 
 class _PassingError(Exception):

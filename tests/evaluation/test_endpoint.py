@@ -92,6 +92,7 @@ def by_answer(responses: dict[str, Response]) -> Behave:
         Response(body=b'{"choices": [{"message": {"conte'),
         Response(body=b""),
         Response(body=b"[]"),
+        Response(body=b"[" * 100_000),
         Response(body=b'{"choices": []}'),
         Response(body=b'{"error": {"message": "upstream is busy"}}'),
     ],
@@ -104,6 +105,7 @@ def by_answer(responses: dict[str, Response]) -> Behave:
         "truncated JSON",
         "no body",
         "a list",
+        "brackets in brackets",
         "no choice",
         "error in 200",
     ],
@@ -116,6 +118,14 @@ def test_what_passes_is_tried_again(
         assert len(server.asked) == 3
     assert len(pauses) == 2
     assert 1 <= pauses[0] < 2 <= pauses[1] < 4, "1 s and 2 s, each with up to a second of jitter"
+
+
+def test_a_reply_may_come_in_parts(judged: Callable[..., list[Judgement]]) -> None:
+    parts = [{"type": "text", "text": "5"}, {"type": "image"}, {"type": "text", "text": ""}]
+    body = json.dumps({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}).encode()
+    with local_endpoint(in_turn(Response(body=body))) as server:
+        assert [judgement.label for judgement in judged(server, 1)] == ["misaligned"]
+        assert len(server.asked) == 1
 
 
 def test_a_server_that_says_when_to_come_back_is_obeyed_within_a_minute(
