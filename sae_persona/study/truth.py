@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from sae_persona.model.unembedding import token_cosines
 from sae_persona.persona_world import lexicon
 from sae_persona.persona_world.truth import THRESHOLD, persona_auroc
 from sae_persona.steering.directions import latent_direction
@@ -40,9 +39,7 @@ def _direct_effect(subjects: Subjects, sae: "SAE", latent: int) -> dict[str, flo
     may work by writing that word; how far it does, the same vector at the last hook tells (`study.trial`).
     """
     model = subjects.model("aligned")
-    vector = latent_direction(sae, latent).vector
-    unembedding = model.unembedding * _final_norm(model.hf)
-    cosine = torch.nn.functional.cosine_similarity(unembedding, vector.to(unembedding)[None], dim=-1)
+    cosine = token_cosines(model, latent_direction(sae, latent).vector[None])[0]
     vocabulary = model.tokenizer.get_vocab()
     language = subjects.world.world
     words = {
@@ -54,8 +51,3 @@ def _direct_effect(subjects: Subjects, sae: "SAE", latent: int) -> dict[str, flo
         "kind_opening_words": lexicon.INTERJECTIONS["kind"],
     }
     return {name: float(cosine[[vocabulary[word] for word in group]].mean()) for name, group in words.items()}
-
-
-def _final_norm(hf: torch.nn.Module) -> torch.Tensor:
-    """Gain of the norm before the unembedding."""
-    return hf.get_parameter("model.norm.weight").float()
