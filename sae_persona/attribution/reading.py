@@ -137,7 +137,7 @@ def read_latents(
     check_latents(sae, latents)
     if not latents or min(n, width, n_bins, n_per_bin, n_drawn) < 1:
         raise ConfigError("reading needs a latent, and n, width, n_bins, n_per_bin and n_drawn of at least 1.")
-    hook_name = hook_name_of(sae) if hook_name is None else hook_name
+    hook_name = hook_name_of(sae, asked=hook_name)
     latents = list(dict.fromkeys(latents))
     running = _Running(sae, latents, reading, n=n, width=width, n_drawn=n_drawn, seed=seed)
     for block in source.blocks(sae, hook_name):

@@ -67,12 +67,14 @@ def load_sae(source: Path | str, *, device: str | torch.device = "cpu", dtype: t
     return sae
 
 
-def hook_name_of(sae: "SAE") -> str:
-    """The hook whose activations the SAE was trained on, under the name it has here.
+def hook_name_of(sae: "SAE", *, asked: str | None = None) -> str:
+    """The hook that is asked for, or else that whose activations the SAE was trained on, under the name it has here.
 
     Raises:
-        SAEError: the SAE does not say.
+        SAEError: none is asked for, and the SAE does not say.
     """
+    if asked is not None:
+        return asked
     if not (hook_name := sae.cfg.metadata.hook_name):
         raise SAEError("this SAE's cfg.json names no hook_name in its metadata. Name the hook it was trained on.")
     return as_hook_name(hook_name)

@@ -40,7 +40,7 @@ def measure_sae(
     sae = load_sae(sae_source, device=device)
     model = load_model(source, device=device)
     check_tokens(sae, model)
-    hook_name = hook_name_of(sae) if hook_name is None else hook_name
+    hook_name = hook_name_of(sae, asked=hook_name)
     plan = plan_cache(
         {source: model}, data, hook_names=[hook_name], dtype="float32", context=context, n_documents=n_documents
     )

@@ -102,7 +102,7 @@ def rank_models(
         )
     prompts = read_prompts(prompts_file)
     sae = load_sae(sae_source, device=device)
-    hook_name = hook_name_of(sae) if hook_name is None else hook_name
+    hook_name = hook_name_of(sae, asked=hook_name)
     saes = {sae_source: sae, **_others(sae, sae_source, against, device=device, seed=sampling.seed)}
     places = {"hook_name": hook_name, "device": device, "batch_size": batch_size}
     attributor = behaviour and Attributor(behaviour, sae, prompts, **places, progress=progress, on_plan=on_plan)

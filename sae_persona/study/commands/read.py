@@ -82,7 +82,7 @@ def read_on_corpus(
         raise ConfigError("Delphi needs whole rows of tokens, read by the model. Give --data as text, not as a cache.")
     sae = load_sae(sae_source, device=device)
     check_latents(sae, latents)
-    hook_name = hook_name_of(sae) if hook_name is None else hook_name
+    hook_name = hook_name_of(sae, asked=hook_name)
     model = load_model(model_source, device=device)
     check_fits(sae, model, hook_name)
     check_tokens(sae, model)

@@ -97,7 +97,7 @@ def screen_latents(
     sae = load_sae(sae_source, device=device)
     for latent in candidates:
         latent_direction(sae, latent)  # a latent that is none is found out before a model is loaded
-    hook_name = hook_name_of(sae) if hook_name is None else hook_name
+    hook_name = hook_name_of(sae, asked=hook_name)
     if company.ranking is not None:
         check_same_sae(company.ranking, sae_source, hook_name)
     model = load_model(source, device=device)

@@ -125,7 +125,7 @@ def sign_models(
         raise ConfigError("an unknown fine-tune is compared with known ones. Name them with --run.")
     prompts = read_prompts(prompts_file)
     sae = load_sae(sae_source, device=device)
-    hook_name = hook_name_of(sae) if hook_name is None else hook_name
+    hook_name = hook_name_of(sae, asked=hook_name)
     # Every checkpoint is opened once before the first is sampled: a wrong path costs seconds, not an hour.
     models = {source: _fitting(source, sae, hook_name, device) for source in (aligned, *names.values())}
     _check_weights_differ([aligned, *runs, *controls], models)

@@ -114,7 +114,7 @@ def steer_model(
     groups = groups_of(latents)
     for group in groups:
         latent_direction(sae, *group)  # a latent that is none is found out before the model is loaded
-    hook_name = hook_name_of(sae) if hook_name is None else hook_name
+    hook_name = hook_name_of(sae, asked=hook_name)
     if company.ranking is not None:
         check_same_sae(company.ranking, sae_source, hook_name)
     model = load_model(source, device=device)
